@@ -1,0 +1,38 @@
+"""What stands for a pattern in arguments and configs: a pattern, or the name of a family."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from kernel_tying.errors import TyingError
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.registry import check_name, named
+
+Identifier = Union[TyingPattern, str]
+
+
+def validate(pattern: Identifier) -> Identifier:
+    """Returns `pattern` if it is a pattern or the name of a family, and raises a `TyingError` otherwise."""
+    if isinstance(pattern, str):
+        check_name(pattern)
+    elif not isinstance(pattern, TyingPattern):
+        raise TyingError(f"A tying is a TyingPattern or the name of a family of patterns. Received {pattern!r:.200}. Example: 'mirror'.")
+    return pattern
+
+
+def pattern_for(pattern: Identifier, shape: tuple[int, ...]) -> TyingPattern:
+    """Returns the pattern itself, or the named family's pattern for the spatial axes of a kernel of `shape`.
+
+    The spatial axes are all but the last two; a matrix counts as a whole.
+    """
+    return named(pattern, shape[:-2] or shape) if isinstance(pattern, str) else pattern
+
+
+def serialize_pattern(pattern: Identifier) -> str | dict[str, Any]:
+    """Returns a JSON-serializable stand-in for `pattern`."""
+    return pattern if isinstance(pattern, str) else pattern.get_config()
+
+
+def deserialize_pattern(config: str | dict[str, Any] | TyingPattern) -> Identifier:
+    """Returns the pattern or name that `serialize_pattern` wrote."""
+    return TyingPattern.from_config(config) if isinstance(config, dict) else validate(config)

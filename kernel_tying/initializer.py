@@ -1,0 +1,54 @@
+"""Initial kernels that are tied and keep the variance of the initializer that they are drawn from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kernel_tying.algebra import Tensor, average, expand, root_group_sizes
+from kernel_tying.identifiers import Identifier, deserialize_pattern, pattern_for, serialize_pattern, validate
+
+
+@keras.saving.register_keras_serializable(package="kernel_tying")
+class TiedInitializer(keras.initializers.Initializer):
+    """Draws a kernel and ties it: each free weight is the signed sum of its group, divided by `sqrt(group size)`.
+
+    A sum of n independent values of variance v has variance n v, so the tied kernel keeps the variance of the base
+    initializer, where the mean over a group would have 1/n of it. Fans are those of the full kernel.
+
+    Args:
+        pattern: a `TyingPattern`, or the name of a family, which is resolved for the spatial size of the kernel.
+        initializer: the base initializer (object, name or config).
+
+    Raises:
+        TyingError: no such family; when called, a pattern that does not fit the shape.
+
+    Example:
+
+    >>> import keras, kernel_tying as kt
+    >>> initializer = kt.TiedInitializer("mirror", "he_normal")
+    >>> kernel = initializer((5, 5, 3, 8))
+    >>> bool(keras.ops.all(kernel == keras.ops.flip(kernel, axis=1)))
+    True
+    """
+
+    def __init__(self, pattern: Identifier, initializer: Any = "glorot_uniform"):
+        self.pattern = validate(pattern)
+        self.initializer = keras.initializers.get(initializer)
+
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
+        pattern = pattern_for(self.pattern, tuple(shape))
+        mean = average(self.initializer(shape, dtype=dtype), pattern)
+        return expand(mean * ops.cast(root_group_sizes(pattern, len(shape)), mean.dtype), pattern)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "pattern": serialize_pattern(self.pattern),
+            "initializer": keras.initializers.serialize(self.initializer),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TiedInitializer:
+        return cls(deserialize_pattern(config["pattern"]), config["initializer"])

@@ -1,0 +1,191 @@
+"""All uses of private Keras names, each with its reason, each pinned by `tests/test_keras_private.py` (Keras 3.15)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from kernel_tying.algebra import Tensor
+from kernel_tying.errors import TyingError
+
+
+class VariableView(keras.Variable):
+    """A variable that owns no storage: its value is `decode(source.value)`, and assigning writes `encode(value)` to `source`.
+
+    Every backend reads a Keras variable through `value`, so layers compute with the view as with any variable, and the
+    result is differentiable in `source`. Name, path, shape and dtype are those of the variable that it stands for.
+
+    Args:
+        stands_for: the variable whose place the view takes.
+        source: the variable that stores the value; it must not autocast, the view does.
+    """
+
+    def __init__(self, stands_for: keras.Variable, source: keras.Variable):
+        # `keras.Variable.__init__` would allocate storage. Its other state is copied instead of set up.
+        self.__dict__.update({name: value for name, value in vars(stands_for).items() if name != "_value"})
+        self.source = source
+
+    def decode(self, value: Tensor) -> Tensor:
+        """Returns the value of the view for a value of `source`."""
+        raise NotImplementedError
+
+    def encode(self, value: Tensor) -> Tensor:
+        """Returns the value of `source` for a value of the view."""
+        raise NotImplementedError
+
+    @property
+    def value(self) -> Tensor:
+        # `_maybe_autocast` casts in mixed precision, behind `decode` as a stock variable does behind its storage.
+        return self._maybe_autocast(self.decode(self.source.value))
+
+    def assign(self, value: Tensor) -> Tensor:
+        value = self._convert_to_tensor(value, dtype=self._dtype)
+        if tuple(value.shape) != tuple(self.shape):
+            raise TyingError(
+                f"A value has the shape of the kernel it is assigned to. Received shape {tuple(value.shape)} for "
+                f"{self.path!r} of shape {tuple(self.shape)}. Free weights are assigned to `free_weights`."
+            )
+        self.source.assign(self.encode(value))
+        return self.value
+
+    @property
+    def trainable(self) -> bool:
+        return self.source.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self.source.trainable = value
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} path={self.path}, shape={tuple(self.shape)}, dtype={self._dtype}, source_shape={tuple(self.source.shape)}>"
+
+
+def variable_like(stands_for: keras.Variable, initializer: Any, shape: tuple[int, ...], autocast: bool) -> keras.Variable:
+    """Returns a new variable with the name, path, dtype and aggregation of `stands_for`."""
+    variable = keras.Variable(
+        initializer=initializer,
+        shape=shape,
+        dtype=stands_for._dtype,  # `dtype` reads the compute dtype inside an autocast scope
+        autocast=autocast,
+        aggregation=stands_for.aggregation,
+        name=stands_for.name,
+    )
+    variable._path = stands_for.path  # else the path depends on the name scope that is open just now
+    return variable
+
+
+def replace_variable(layer: keras.Layer, old: keras.Variable, new: keras.Variable) -> None:
+    """Tracks `new` in the place of `old` among the weights of `layer`, with its `trainable`. Attributes stay as they are."""
+    tracked = next(variables for variables in (layer._trainable_variables, layer._non_trainable_variables) if _index(variables, old) >= 0)
+    index = _index(tracked, old)
+    trainable = old.trainable
+    layer._untrack_variable(old)  # removes by identity and tells the backend
+    was_locked, layer._tracker.locked = layer._tracker.locked, False  # a built layer refuses new variables
+    layer._track_variable(new)
+    layer._tracker.locked = was_locked
+    tracked.insert(index, tracked.pop())  # else it comes last, and optimizer slots and `set_weights` go astray
+    new.trainable = trainable
+
+
+def attribute_of(layer: keras.Layer, variable: keras.Variable) -> str:
+    """Returns the name of the attribute in which `layer` keeps `variable`, such as `_kernel` behind a property `kernel`."""
+    return next(name for name, value in vars(layer).items() if value is variable)
+
+
+def set_untracked(layer: keras.Layer, name: str, value: Any) -> None:
+    """Sets an attribute that Keras and the backend do not track, in place of one that they do."""
+    if name in vars(layer):
+        # Behind `keras.Layer.__delattr__`, which collects garbage (0.1 s a layer), the backend forgets the attribute.
+        super(keras.Layer, layer).__delattr__(name)
+    vars(layer)[name] = value
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the variables that belong to `layer` itself, in the order in which Keras saves them."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns the layers directly inside `layer`."""
+    return list(layer.layers) if isinstance(layer, keras.Model) else list(layer._layers)
+
+
+def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
+    """Returns the seed generators of `layer` itself, which weight files leave out."""
+    return list(layer._seed_generators)
+
+
+class TransparentWrapper(keras.layers.Wrapper):
+    """A wrapper that leaves no trace in the paths of variables: the layer inside is named as if it stood alone."""
+
+    def _open_name_scope(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+
+def is_functional(model: keras.Layer) -> bool:
+    """Returns whether `model` is a Functional model whose class makes copies of itself from inputs and outputs alone."""
+    functional = next((cls for cls in type(model).__mro__ if cls.__name__ == "Functional"), None)
+    if functional is None or type(model).get_config is not functional.get_config:
+        return False
+    # Keras itself decides by the constructor whether the config describes layers; there is no public predicate.
+    from inspect import getfullargspec
+
+    arguments = getfullargspec(type(model).__init__)
+    return arguments.args == getfullargspec(functional.__init__).args or bool(arguments.varargs and arguments.varkw)
+
+
+def is_sequential(model: keras.Layer) -> bool:
+    """Returns whether `model` is a Sequential model whose class makes copies of itself from layers alone."""
+    cls = type(model)
+    return issubclass(cls, keras.Sequential) and cls.get_config is keras.Sequential.get_config and cls.__init__ is keras.Sequential.__init__
+
+
+def sequential_layers(model: keras.Sequential) -> list[keras.Layer]:
+    """Returns the layers of a Sequential model, the InputLayer included, which `layers` leaves out."""
+    return list(model._layers)
+
+
+def compile_like(model: keras.Model, template: keras.Model, optimizer: keras.optimizers.Optimizer, copy: Any) -> bool:
+    """Compiles `model` as `template` was compiled, but with `optimizer`. Returns False where a class's own `compile` forbids it.
+
+    `get_compile_config` would fail on functions that are not registered, such as a loss written in a notebook, so the
+    objects that `compile` received are used, each passed through `copy`.
+    """
+    if type(model).compile is not keras.Model.compile:
+        return False
+    arguments = keras.tree.map_structure(copy, dict(template._compile_config.config))
+    model.compile(**{**arguments, "optimizer": optimizer, "auto_scale_loss": False})
+    return True
+
+
+def copy_weight_decay_exclusions(source: Any, target: Any, pairs: list[tuple[keras.Variable, keras.Variable]]) -> None:
+    """Excludes from the weight decay of `target` what `source` excludes, variable by variable; the config leaves it out."""
+    excluded = getattr(source, "_exclude_from_weight_decay", set())
+    pattern = getattr(source, "_exclude_from_weight_decay_pattern", None)
+    if excluded or pattern:
+        variables = [new for old, new in pairs if source._var_key(old) in excluded]
+        target.exclude_from_weight_decay(var_list=variables, var_names=[pattern.pattern] if pattern else None)
+
+
+def inner_optimizers(optimizer: Any) -> Iterator[Any]:
+    """Yields `optimizer` and the optimizers that it wraps."""
+    if optimizer is None:
+        return
+    yield optimizer
+    for inner in (getattr(optimizer, "inner_optimizer", None), *getattr(optimizer, "optimizers", [])):
+        yield from inner_optimizers(inner)
+
+
+def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Variable]]:
+    """Yields each trained variable with its moving average, for optimizers built with `use_ema=True`."""
+    for one in inner_optimizers(optimizer):
+        averages = getattr(one, "_model_variables_moving_average", None) or []
+        yield from ((variable, average) for variable, average in zip(one._trainable_variables, averages) if average is not None)
+
+
+def _index(variables: list[keras.Variable], variable: keras.Variable) -> int:
+    """Returns the index of `variable` by identity (`==` compares values), or -1."""
+    return next((index for index, one in enumerate(variables) if one is variable), -1)

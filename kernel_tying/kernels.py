@@ -1,0 +1,154 @@
+"""The table of kernels: which stock layer keeps which kernels, and what of a pattern fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Union
+
+import keras
+
+from kernel_tying.algebra import check_fits
+from kernel_tying.errors import TyingError
+from kernel_tying.identifiers import Identifier, validate
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.registry import named
+
+LayerTying = Union[Identifier, dict[str, Identifier]]  # a bare identifier means the spatial kernel
+
+# The spatial kernel comes first. `<role>kernel` goes with the layer's `<role>constraint`, `<role>initializer`: see `companion`.
+KERNELS: dict[type[keras.Layer], tuple[str, ...]] = {
+    keras.layers.Conv1D: ("kernel",),
+    keras.layers.Conv2D: ("kernel",),
+    keras.layers.Conv3D: ("kernel",),
+}
+
+
+def register_layer(cls: type[keras.Layer], kernels: Iterable[str]) -> None:
+    """Adds a row for a layer class of one's own to the table of kernels. Subclasses inherit it unless they override `build`.
+
+    Args:
+        cls: a subclass of `keras.Layer` with a `kernel_size`, a tuple of integers.
+        kernels: names of the attributes that hold its kernels, the spatial kernel first, each called `kernel` or
+            `<role>_kernel`, of shape `(*kernel_size, in, out)` and with attributes `kernel_initializer` and
+            `kernel_constraint` or `<role>_initializer` and `<role>_constraint` beside it.
+
+    Raises:
+        TyingError: `cls` is no layer class, or a name does not end in `kernel`.
+    """
+    names = tuple(kernels)
+    if not (isinstance(cls, type) and issubclass(cls, keras.Layer)) or not names or not all(name.endswith("kernel") for name in names):
+        raise TyingError(
+            "A row of the table of kernels is a subclass of keras.Layer and the names of its kernels, each 'kernel' or "
+            f"'..._kernel'. Received cls={cls!r}, kernels={kernels!r}. Example: register_layer(MyConv2D, ('kernel',))."
+        )
+    KERNELS[cls] = names
+
+
+def kernel_names(layer: keras.Layer) -> tuple[str, ...]:
+    """Returns the names of the kernels that `layer` keeps, or `()` if its class stands in no row of the table."""
+    row = next((cls for cls in type(layer).__mro__ if cls in KERNELS), None)
+    return KERNELS[row] if row is not None and type(layer).build is row.build else ()
+
+
+def companion(kernel_name: str, role: str) -> str:
+    """Returns the name of the attribute that goes with a kernel, by Keras' naming.
+
+    >>> companion("kernel", "constraint"), companion("depthwise_kernel", "constraint")
+    ('kernel_constraint', 'depthwise_constraint')
+    """
+    return f"{kernel_name.removesuffix('_kernel')}_{role}"
+
+
+def spatial_size(layer: keras.Layer) -> tuple[int, ...]:
+    """Returns the size of the spatial axes of the layer's kernel."""
+    return tuple(layer.kernel_size)
+
+
+def refusal(layer: keras.Layer) -> str | None:
+    """Returns why kernels of `layer` can't be tied, whatever the pattern, or None."""
+    if not kernel_names(layer):
+        in_table = any(cls in KERNELS for cls in type(layer).__mro__)
+        return f"{type(layer).__name__} overrides `build`" if in_table else f"{type(layer).__name__} keeps no kernel that can be tied"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled"
+    if layer.quantization_mode is not None:
+        return f"the layer is quantized ({layer.quantization_mode})"
+    return None
+
+
+WAYS_OUT = {
+    "overrides": "Add a row for the class with `register_layer`.",
+    "keeps": "Name a layer that keeps a kernel, or add a row for your own class with `register_layer`.",
+    "LoRA": "Merge the LoRA weights first: save the model and load it again, then tie.",
+    "quantized": "Tie the layer before it is quantized, and strip the tying first.",
+}
+
+
+def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
+    """Returns the pattern of each kernel of `layer` that `tying` names.
+
+    Raises:
+        TyingError: the layer keeps no such kernel, or a pattern does not fit it.
+    """
+    reason = refusal(layer)
+    if reason is not None:
+        way_out = next(text for key, text in WAYS_OUT.items() if key in reason)
+        raise TyingError(f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}")
+    names = kernel_names(layer)
+    by_kernel = tying if isinstance(tying, dict) else {names[0]: tying}
+    unknown = [name for name in by_kernel if name not in names]
+    if unknown or not by_kernel:
+        raise TyingError(f"The kernels of layer {layer.name!r} are {names}. Received {list(by_kernel)}. Use one of these names.")
+    return {name: _pattern_for(layer, name, validate(pattern)) for name, pattern in by_kernel.items()}
+
+
+def misfit(layer: keras.Layer, tying: LayerTying) -> str | None:
+    """Returns why `layer` is passed over by a tying that was given for many layers, or None if it takes it."""
+    if not kernel_names(layer):
+        return refusal(layer)
+    try:
+        resolve(layer, tying)
+    except TyingError as error:
+        if refusal(layer) is not None:
+            raise
+        size = spatial_size(layer)
+        return f"kernel_size={size} has no axis to tie" if max(size) == 1 else _first_sentences(error)
+    if isinstance(tying, TyingPattern) and len(tying.shape) == len(spatial_size(layer)) and tying.shape != spatial_size(layer):
+        return f"kernel_size={spatial_size(layer)} differs from the pattern's shape {tying.shape}"
+    return None
+
+
+def _first_sentences(error: TyingError) -> str:
+    """Returns what `error` says without its last sentence, the way out."""
+    return str(error).rsplit(". ", 1)[0]
+
+
+def _pattern_for(layer: keras.Layer, kernel_name: str, tying: Identifier) -> TyingPattern:
+    """Returns the pattern that `tying` means for a kernel, checked against all that is known of the kernel's shape."""
+    size = spatial_size(layer)
+    try:
+        pattern = named(tying, size) if isinstance(tying, str) else tying
+        if len(pattern.shape) > len(size) and len(pattern.shape) != len(size) + 2:
+            raise TyingError(
+                "A pattern that reaches a channel axis has the kernel's rank. "
+                f"Received shape={pattern.shape} for a kernel of rank {len(size) + 2}. Append axes of size 1 for free channel axes."
+            )
+        check_fits(pattern, kernel_shape(layer, kernel_name) or size + pattern.shape[len(size) :])
+    except TyingError as error:
+        raise TyingError(f"{error} This is layer {layer.name!r} with kernel_size={size}.") from None
+    return pattern
+
+
+def kernel_shape(layer: keras.Layer, kernel_name: str) -> tuple[int, ...] | None:
+    """Returns the shape of a kernel, or None if the layer is not built."""
+    return tuple(getattr(layer, kernel_name).shape) if layer.built else None
+
+
+def get_companion(layer: keras.Layer, kernel_name: str, role: str) -> Any:
+    """Returns the layer's initializer, constraint or regularizer for a kernel."""
+    return getattr(layer, companion(kernel_name, role))
+
+
+def set_companion(layer: keras.Layer, kernel_name: str, role: str, value: Any) -> None:
+    """Sets the layer's initializer, constraint or regularizer for a kernel."""
+    setattr(layer, companion(kernel_name, role), value)

@@ -1,0 +1,272 @@
+"""Parameterization mode: a tied kernel, computed from the free weights, takes the place of the stock kernel variable."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from kernel_tying import keras_private
+from kernel_tying.algebra import Tensor, average, averaging_dtype, expand, free_shape, root_group_sizes
+from kernel_tying.errors import TyingError
+from kernel_tying.identifiers import deserialize_pattern, serialize_pattern
+from kernel_tying.initializer import TiedInitializer
+from kernel_tying.kernels import LayerTying, get_companion, kernel_names, resolve, set_companion
+from kernel_tying.pattern import TyingPattern
+
+SCALINGS = ("values", "orthonormal")
+CONVOLUTIONS = ("auto", "kernel", "group_sums")
+
+
+class KernelView(keras_private.VariableView):
+    """The tied kernel as a layer sees it: a variable whose value is `expand(theta)` and that stores nothing itself.
+
+    With scaling "values", `theta` holds the values of the kernel. With "orthonormal" it holds `sqrt(group size) * value`,
+    so that `theta -> kernel` keeps the Frobenius norm, and a step of plain SGD on `theta` is the projected step on the kernel.
+
+    Args:
+        stock: the kernel variable whose place the view takes.
+        pattern: the tying pattern.
+        scaling: "values" or "orthonormal".
+    """
+
+    def __init__(self, stock: keras.Variable, pattern: TyingPattern, scaling: str):
+        self.pattern = pattern
+        self.scaling = scaling
+        shape = free_shape(tuple(stock.shape), pattern)
+        theta = keras_private.variable_like(stock, lambda *_, **__: self.encode(stock.value), shape, autocast=False)
+        super().__init__(stock, theta)
+        theta.regularizer = stock.regularizer and (lambda free: stock.regularizer(self.decode(free)))
+        theta.constraint = stock.constraint and (lambda free: self.encode(stock.constraint(self.decode(free))))
+
+    @property
+    def theta(self) -> keras.Variable:
+        """The free weights, the only thing that is trained and stored."""
+        return self.source
+
+    def decode(self, free: Tensor) -> Tensor:
+        """Returns the kernel for the free weights `free`."""
+        return expand(rescale(free, self.pattern, self.scaling, "values"), self.pattern)
+
+    def encode(self, kernel: Tensor) -> Tensor:
+        """Returns the free weights nearest to `kernel`."""
+        return rescale(average(kernel, self.pattern), self.pattern, "values", self.scaling)
+
+
+def rescale(free: Tensor, pattern: TyingPattern, source: str, target: str) -> Tensor:
+    """Returns free weights of scaling `source` in scaling `target`."""
+    if source == target:
+        return free
+    root = root_group_sizes(pattern, len(free.shape))
+    dtype = keras.backend.standardize_dtype(free.dtype)
+    wide = ops.cast(free, averaging_dtype(dtype))
+    root = ops.cast(root, wide.dtype)
+    return ops.cast(wide * root if target == "orthonormal" else wide / root, dtype)
+
+
+def views(layer: keras.Layer) -> dict[str, KernelView]:
+    """Returns the tied kernels of a stock layer in parameterization mode, by kernel name."""
+    kernels = ((name, getattr(layer, name, None)) for name in kernel_names(layer) if layer.built)
+    return {name: kernel for name, kernel in kernels if isinstance(kernel, KernelView)}
+
+
+def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str) -> None:
+    """Puts tied kernels, averaged from those that are there, into a built stock layer.
+
+    The free weights take the place of the stock kernel among the layer's weights, under its name and path.
+    """
+    for name, pattern in patterns.items():
+        stock = getattr(layer, name)
+        view = KernelView(stock, pattern, scaling)
+        attribute = keras_private.attribute_of(layer, stock)
+        keras_private.replace_variable(layer, stock, view.theta)
+        keras_private.set_untracked(layer, attribute, view)
+        setattr(layer, _free_attribute(name), view.theta)  # for backends that find variables by attribute, as SavedModel does
+    layer.save_own_variables = lambda store: _save(layer, store)
+    layer.load_own_variables = lambda store: _load(layer, store)
+    layer.enable_lora = layer.quantize = lambda *_, **__: _refuse(layer)
+
+
+def deparameterize(layer: keras.Layer) -> None:
+    """Puts stock kernel variables that hold the same values in the place of the tied kernels."""
+    for name, view in views(layer).items():
+        value = view.value
+        stock = keras_private.variable_like(view, lambda *_, value=value, **__: value, tuple(view.shape), autocast=True)
+        stock.regularizer, stock.constraint = view.regularizer, view.constraint
+        attribute = keras_private.attribute_of(layer, view)
+        keras_private.replace_variable(layer, view.theta, stock)
+        keras_private.set_untracked(layer, _free_attribute(name), None)
+        del vars(layer)[_free_attribute(name)], vars(layer)[attribute]
+        setattr(layer, attribute, stock)
+    for name in ("save_own_variables", "load_own_variables", "enable_lora", "quantize"):
+        vars(layer).pop(name, None)
+
+
+def _free_attribute(kernel_name: str) -> str:
+    return f"free_{kernel_name}"
+
+
+def _refuse(layer: keras.Layer) -> None:
+    raise TyingError(
+        "LoRA and quantization change the kernel variable, and tying does too. "
+        f"Received a call for layer {layer.name!r}, which is tied. Call `strip_tying` first."
+    )
+
+
+def _save(layer: keras.Layer, store: Any) -> None:
+    """Writes the layer's variables in order: free weights in the place of kernels, under keys that tell their scaling."""
+    scaling = {id(view.theta): view.scaling for view in views(layer).values()}
+    for index, variable in enumerate(keras_private.own_variables(layer)):
+        store[_key(index, scaling.get(id(variable), "values"))] = variable
+
+
+def _load(layer: keras.Layer, store: Any) -> None:
+    """Reads what `_save` wrote, in either scaling, and stock kernels, which are averaged."""
+    variables = keras_private.own_variables(layer)
+    if len(store.keys()) != len(variables):
+        raise TyingError(
+            f"A tied layer reads one array for each of its {len(variables)} variables. Received {len(store.keys())} arrays for "
+            f"layer {layer.name!r}. Load the weights of an untied model into that model, and tie it then."
+        )
+    by_theta = {id(view.theta): view for view in views(layer).values()}
+    for index, variable in enumerate(variables):
+        if id(variable) in by_theta:
+            _load_kernel(by_theta[id(variable)], store, index)
+            continue
+        variable.assign(store[str(index)])
+
+
+def _load_kernel(view: KernelView, store: Any, index: int) -> None:
+    scaling = next((scaling for scaling in SCALINGS if _key(index, scaling) in store.keys()), "values")
+    value = store[_key(index, scaling)]
+    if tuple(value.shape) != tuple(view.theta.shape):
+        view.assign(value)
+        return
+    view.theta.assign(rescale(ops.convert_to_tensor(value), view.pattern, scaling, view.scaling))
+
+
+def _key(index: int, scaling: str) -> str:
+    return str(index) if scaling == "values" else f"{index}_{scaling}"
+
+
+@contextlib.contextmanager
+def tied_initializers(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> Iterator[None]:
+    """Lets `layer` draw tied kernels of full variance while it builds."""
+    initializers = {name: get_companion(layer, name, "initializer") for name in patterns}
+    try:
+        for name, pattern in patterns.items():
+            set_companion(layer, name, "initializer", TiedInitializer(pattern, initializers[name]))
+        yield
+    finally:
+        for name, initializer in initializers.items():
+            set_companion(layer, name, "initializer", initializer)
+
+
+def check_options(scaling: str, convolution: str) -> None:
+    """Raises a `TyingError` unless both options have one of their values."""
+    for name, value, values in (("scaling", scaling, SCALINGS), ("convolution", convolution, CONVOLUTIONS)):
+        if value not in values:
+            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}.")
+
+
+@keras.saving.register_keras_serializable(package="kernel_tying")
+class Tied(keras_private.TransparentWrapper):
+    """Wraps a stock layer whose kernel is computed from free weights, which alone are trained and stored.
+
+    The stock layer's own `call` runs unchanged, so all its options work. Name, dtype policy and `trainable` are those
+    of the stock layer, and so are paths and order of the weights.
+
+    Args:
+        layer: a stock layer from the table of kernels, which from now on belongs to the wrapper. If it is built, its
+            kernel is averaged; if not, its first kernel is drawn through `TiedInitializer`.
+        pattern: a `TyingPattern`, the name of a family, or a dict from kernel names to either.
+        scaling: "values": free weights are values of the kernel. "orthonormal": they are `sqrt(group size) * value`, with
+            which plain SGD takes the steps of constraint mode.
+        convolution: how the layer convolves: "kernel" expands the kernel and calls the stock convolution. "auto" and
+            "group_sums" do the same in this version.
+
+    Raises:
+        TyingError: the layer keeps no kernel that can be tied, the pattern does not fit it, or it is tied already.
+
+    Example:
+
+    >>> import keras, kernel_tying as kt
+    >>> layer = kt.Tied(keras.layers.Conv2D(4, 3), "dihedral")
+    >>> layer.build((None, 8, 8, 2))
+    >>> tuple(layer.free_weights["kernel"].shape), tuple(layer.kernel.shape)
+    ((3, 1, 2, 4), (3, 3, 2, 4))
+    """
+
+    def __init__(self, layer: keras.Layer, pattern: LayerTying, scaling: str = "values", convolution: str = "auto", **kwargs: Any):
+        check_options(scaling, convolution)
+        if not isinstance(layer, keras.Layer):
+            raise TyingError(f"`Tied` wraps a Keras layer. Received {layer!r:.200}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror').")
+        if isinstance(layer, Tied) or views(layer):
+            raise TyingError(f"A layer is tied once. Received layer {layer.name!r}, which is tied. Call `strip_tying` first.")
+        self._patterns = resolve(layer, pattern)
+        inherited = {"name": layer.name, "dtype": layer.dtype_policy, "trainable": layer.trainable}
+        super().__init__(layer, **{**inherited, **kwargs})
+        self.scaling = scaling
+        self.convolution = convolution
+        self.supports_jit = layer.supports_jit
+        self.supports_masking = layer.supports_masking
+        if layer.built:
+            self.build_from_config(layer.get_build_config())
+
+    @property
+    def patterns(self) -> dict[str, TyingPattern]:
+        """The tying pattern of each tied kernel, by kernel name."""
+        return dict(self._patterns)
+
+    @property
+    def pattern(self) -> TyingPattern | dict[str, TyingPattern]:
+        """The tying pattern of the spatial kernel, or a dict by kernel name if others are tied."""
+        spatial_kernel = kernel_names(self.layer)[0]
+        return self._patterns[spatial_kernel] if list(self._patterns) == [spatial_kernel] else self.patterns
+
+    @property
+    def kernel(self) -> keras.Variable:
+        """The tied kernel, of the stock kernel's shape. `kernel.assign(value)` averages `value`."""
+        return self.layer.kernel
+
+    @property
+    def bias(self) -> keras.Variable | None:
+        """The stock layer's bias."""
+        return self.layer.bias
+
+    @property
+    def free_weights(self) -> dict[str, keras.Variable]:
+        """The free weights of each tied kernel, by kernel name; empty before the layer is built."""
+        return {name: view.theta for name, view in views(self.layer).items()}
+
+    @property
+    def input_spec(self) -> Any:
+        """The stock layer's input specification."""
+        return self.layer.input_spec
+
+    def build(self, input_shape: Any = None) -> None:
+        if not self.layer.built:
+            with tied_initializers(self.layer, self._patterns):
+                self.layer.build(input_shape)
+        parameterize(self.layer, self._patterns, self.scaling)
+
+    def call(self, inputs: Tensor, **kwargs: Any) -> Tensor:
+        return self.layer(inputs, **kwargs)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def get_config(self) -> dict[str, Any]:
+        pattern = {name: serialize_pattern(pattern) for name, pattern in self._patterns.items()}
+        return {**super().get_config(), "pattern": pattern, "scaling": self.scaling, "convolution": self.convolution}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Tied:
+        pattern = {name: deserialize_pattern(pattern) for name, pattern in config["pattern"].items()}
+        return super().from_config({**config, "pattern": pattern}, custom_objects)

@@ -1,0 +1,71 @@
+"""Patterns that reach the channel axes of a convolution kernel `(*spatial, in, out)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernel_tying.errors import TyingError
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.sizes import kernel_size
+
+
+def per_filter(filter_patterns: Sequence[TyingPattern]) -> TyingPattern:
+    """Returns the pattern that gives each filter (output channel) a tying of its own.
+
+    Args:
+        filter_patterns: one pattern for each filter, all of the same spatial shape.
+
+    Returns:
+        A pattern of shape `(*spatial, 1, filters)`: input channels stay free.
+
+    Raises:
+        TyingError: no patterns, or patterns of different shapes.
+
+    >>> per_filter([TyingPattern.parse("ABA"), TyingPattern.parse("ABC")]).shape
+    (3, 1, 2)
+    """
+    shapes = {pattern.shape for pattern in filter_patterns}
+    if len(shapes) != 1:
+        raise TyingError(
+            f"`per_filter` needs one pattern for each filter, all of the same shape. Received shapes {sorted(shapes)}. "
+            "`free(size)` leaves a filter untied."
+        )
+    first_label = np.cumsum([0] + [pattern.num_free for pattern in filter_patterns])
+    labels = [
+        np.where(pattern.signs == 0, -1, pattern.labels + first) for pattern, first in zip(filter_patterns, first_label)
+    ]
+    signs = [pattern.signs for pattern in filter_patterns]
+    return TyingPattern(np.stack(labels, axis=-1)[..., None, :], np.stack(signs, axis=-1)[..., None, :])
+
+
+def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: int) -> TyingPattern:
+    """Returns the pattern of a tied block convolution: `blocks` equal blocks of channels that share their weights.
+
+    Input and output channels are split into `blocks` equal parts. Part by part, the kernel is the same; between parts
+    it is zero. Spatial positions stay free. Source: Tied Block Convolution (arXiv 2009.12021).
+
+    Args:
+        size: kernel size, whose rank is the number of spatial axes.
+        in_channels: size of the kernel's input axis.
+        filters: size of the kernel's output axis.
+        blocks: number of blocks, a divisor of both.
+
+    Returns:
+        A pattern of shape `(1, ..., 1, in_channels, filters)`.
+
+    Raises:
+        TyingError: `blocks` does not divide both numbers of channels.
+
+    >>> channel_blocks((3,), in_channels=2, filters=4, blocks=2)
+    TyingPattern.parse('AB../..AB//')
+    """
+    sizes = kernel_size(size)
+    channels = kernel_size((in_channels, filters, blocks), "(in_channels, filters, blocks)")[:2]
+    if in_channels % blocks or filters % blocks:
+        raise TyingError(f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels.")
+    (row, column), part = np.indices(channels), np.array(channels) // blocks
+    label = (row % part[0]) * part[1] + column % part[1]
+    labels = np.where(row // part[0] == column // part[1], label, -1)
+    return TyingPattern(labels.reshape((1,) * len(sizes) + channels))

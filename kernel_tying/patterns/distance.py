@@ -1,0 +1,32 @@
+"""Patterns of kernels whose values depend on the distance from the centre alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.sizes import kernel_size, offsets
+
+
+def radial(size: Sequence[int]) -> TyingPattern:
+    """Returns the pattern that ties positions at the same Euclidean distance from the centre.
+
+    For square kernels it equals `dihedral` up to 9x9; from 11x11 on it is coarser, since 3^2 + 4^2 = 0^2 + 5^2.
+
+    >>> radial((3, 3))
+    TyingPattern.parse('ABA/BCB/ABA')
+    """
+    return TyingPattern((offsets(kernel_size(size)) ** 2).sum(axis=-1))
+
+
+def rings(size: Sequence[int]) -> TyingPattern:
+    """Returns the pattern of square rings: positions at the same Chebyshev distance from the centre are tied.
+
+    This is what the `RadialConstraint` of tf.keras meant, for any kernel size.
+
+    >>> rings((3, 3))
+    TyingPattern.parse('AAA/ABA/AAA')
+    """
+    return TyingPattern(np.abs(offsets(kernel_size(size))).max(axis=-1))

@@ -1,0 +1,34 @@
+"""Checks of kernel sizes that the families share."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernel_tying.errors import TyingError
+
+
+def kernel_size(size: int | Sequence[int], name: str = "size") -> tuple[int, ...]:
+    """Returns `size` as a tuple of positive integers; a bare integer is one axis."""
+    try:
+        sizes = tuple(operator.index(length) for length in ([size] if np.isscalar(size) else size))
+    except TypeError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise TyingError(f"`{name}` is a tuple of positive integers such as (5, 5). Received {name}={size!r}.")
+    return sizes
+
+
+def square_size(size: Sequence[int], family: str, way_out: str) -> tuple[int, int]:
+    """Returns `size` as a pair of equal integers."""
+    sizes = kernel_size(size)
+    if len(sizes) != 2 or sizes[0] != sizes[1]:
+        raise TyingError(f"A {family} tying needs a square kernel of two axes. Received size={sizes}. {way_out}")
+    return sizes
+
+
+def offsets(size: tuple[int, ...]) -> np.ndarray:
+    """Returns twice the offset of each position from the centre, integers of shape `(*size, len(size))`."""
+    return 2 * np.stack(np.indices(size), axis=-1) - (np.array(size) - 1)

@@ -1,0 +1,130 @@
+"""Patterns of kernels that a group of signed permutations of positions leaves as they are."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from kernel_tying.errors import TyingError
+from kernel_tying.pattern import TyingPattern, tie
+from kernel_tying.patterns.sizes import kernel_size, square_size
+
+Generator = Callable[[np.ndarray], np.ndarray]
+
+
+def from_symmetry(size: Sequence[int], generators: Iterable[Generator]) -> TyingPattern:
+    """Returns the pattern of all kernels `k` of `size` with `g(k) == k` for every generator `g`.
+
+    Args:
+        size: kernel size.
+        generators: functions from arrays of shape `size` to arrays of the same shape that move entries and change
+            signs, and do nothing else, such as `np.fliplr` or `lambda kernel: -np.rot90(kernel)`.
+
+    Raises:
+        TyingError: a generator is no signed permutation, or only the zero kernel has the symmetry.
+
+    >>> from_symmetry((2, 3), [np.flipud, lambda kernel: -np.fliplr(kernel)])
+    TyingPattern.parse('A.-A/A.-A')
+    """
+    sizes = kernel_size(size)
+    positions = np.arange(np.prod(sizes))
+    images = [_signed_permutation(generator, sizes) for generator in generators] or [positions + 1]
+    second = np.concatenate([np.abs(image) - 1 for image in images])
+    signs = np.concatenate([np.sign(image) for image in images])
+    return tie(sizes, np.tile(positions, len(images)), second, signs)
+
+
+def mirror(size: Sequence[int], axis: int | Sequence[int] = -1, antisymmetric: bool = False) -> TyingPattern:
+    """Returns the pattern of kernels that are mirror-symmetric along `axis`, by default left-right.
+
+    Args:
+        size: kernel size, of any rank.
+        axis: axis or axes along which the kernel equals its reversal, each on its own.
+        antisymmetric: the reversal is the negative kernel; a middle is pinned to zero.
+
+    >>> mirror((2, 3)), mirror((1, 3), antisymmetric=True)
+    (TyingPattern.parse('ABA/CDC'), TyingPattern.parse('A.-A/'))
+    """
+    sizes = kernel_size(size)
+    axes = [_axis(one, sizes) for one in (axis if isinstance(axis, Sequence) else [axis])]
+    return from_symmetry(sizes, [_signed(lambda kernel, axis=one: np.flip(kernel, axis), antisymmetric) for one in axes])
+
+
+def point(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
+    """Returns the pattern of kernels that equal their reversal along all axes at once (anti-point: its negative).
+
+    >>> point((2, 3))
+    TyingPattern.parse('ABC/CBA')
+    """
+    return from_symmetry(kernel_size(size), [_signed(np.flip, antisymmetric)])
+
+
+def rotation(size: Sequence[int], order: int = 4, antisymmetric: bool = False) -> TyingPattern:
+    """Returns the pattern of kernels that are fixed by a quarter turn (`order=4`) or a half turn (`order=2`).
+
+    Args:
+        size: kernel size of two axes, square for quarter turns.
+        order: 4 or 2.
+        antisymmetric: the turn gives the negative kernel.
+
+    >>> rotation((3, 3))
+    TyingPattern.parse('ABA/BCB/ABA')
+    """
+    if order not in (2, 4):
+        raise TyingError(f"A rotation that maps a square grid onto itself has order 2 or 4. Received order={order!r}.")
+    if order == 2:
+        sizes = kernel_size(size)
+        if len(sizes) != 2:
+            raise TyingError(f"A rotation turns two axes. Received size={sizes}. `point` fits any rank.")
+        return point(sizes, antisymmetric)
+    sizes = square_size(size, "quarter-turn", "`rotation(order=2)` also fits rectangles.")
+    return from_symmetry(sizes, [_signed(np.rot90, antisymmetric)])
+
+
+def dihedral(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
+    """Returns the pattern of kernels that are fixed by the quarter turn and the left-right mirror of a square.
+
+    With `antisymmetric=True` both give the negative kernel.
+
+    >>> dihedral((5, 5))
+    TyingPattern.parse('ABCBA/BDEDB/CEFEC/BDEDB/ABCBA')
+    """
+    sizes = square_size(size, "dihedral", "`mirror(axis=(0, 1))` also fits rectangles.")
+    return from_symmetry(sizes, [_signed(np.rot90, antisymmetric), _signed(np.fliplr, antisymmetric)])
+
+
+def transpose(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
+    """Returns the pattern of symmetric square kernels, `k[i, j] == k[j, i]` (antisymmetric: `-k[j, i]`).
+
+    >>> transpose((2, 2)), transpose((2, 2), antisymmetric=True)
+    (TyingPattern.parse('AB/BC'), TyingPattern.parse('.A/-A.'))
+    """
+    sizes = square_size(size, "transpose", "`point` also fits rectangles.")
+    return from_symmetry(sizes, [_signed(np.transpose, antisymmetric)])
+
+
+def _signed(generator: Generator, antisymmetric: bool) -> Generator:
+    return (lambda kernel: -generator(kernel)) if antisymmetric else generator
+
+
+def _axis(axis: int, sizes: tuple[int, ...]) -> int:
+    """Returns `axis` as an index into `sizes`."""
+    try:
+        return range(len(sizes))[operator.index(axis)]
+    except (IndexError, TypeError):
+        raise TyingError(f"`axis` is an axis of the kernel size. Received axis={axis!r} for size={sizes}.") from None
+
+
+def _signed_permutation(generator: Generator, sizes: tuple[int, ...]) -> np.ndarray:
+    """Returns for each position the signed number (from 1) of the position whose value `generator` puts there."""
+    numbers = np.arange(1, np.prod(sizes) + 1)
+    image = np.asarray(generator(numbers.reshape(sizes).copy()))
+    if image.shape != sizes or not np.array_equal(np.sort(np.abs(image), axis=None), numbers):
+        raise TyingError(
+            "A generator of a symmetry moves the entries of a kernel and changes signs, keeping its shape. "
+            f"Received {getattr(generator, '__name__', generator)!r} for size={sizes}, which does more. "
+            "Examples: np.fliplr, lambda kernel: -np.rot90(kernel)."
+        )
+    return image.ravel()
