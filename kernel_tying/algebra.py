@@ -108,6 +108,21 @@ def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     return expand(average(kernel, pattern), pattern)
 
 
+def relative_distance(kernel: Tensor, pattern: TyingPattern) -> float:
+    """Returns `||k - P k|| / ||k||` in the Frobenius norm: exactly 0.0 if and only if `kernel` is tied to the bit.
+
+    NaN and infinities give NaN. The norms are taken in float64, of values scaled to at most 1, so that none underflows.
+    """
+    values, projected = (
+        ops.convert_to_numpy(tensor).astype("float64") for tensor in (ops.convert_to_tensor(kernel), project(kernel, pattern))
+    )
+    with np.errstate(invalid="ignore"):
+        distance, scale = np.abs(values - projected).max(), np.abs(values).max()
+    if distance == 0 or not np.isfinite(distance):
+        return 0.0 if distance == 0 else float("nan")
+    return float(distance / scale * np.linalg.norm((values - projected) / distance) / np.linalg.norm(values / scale))
+
+
 def free_shape(shape: tuple[int, ...], pattern: TyingPattern) -> tuple[int, ...]:
     """Returns the shape of the free weights of a kernel of `shape`.
 

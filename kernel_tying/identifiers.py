@@ -16,7 +16,9 @@ def validate(pattern: Identifier) -> Identifier:
     if isinstance(pattern, str):
         check_name(pattern)
     elif not isinstance(pattern, TyingPattern):
-        raise TyingError(f"A tying is a TyingPattern or the name of a family of patterns. Received {pattern!r:.200}. Example: 'mirror'.")
+        raise TyingError(
+            f"A tying is a TyingPattern or the name of a family of patterns. Received {pattern!r:.200}. Example: 'mirror'."
+        )
     return pattern
 
 

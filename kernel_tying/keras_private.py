@@ -79,7 +79,9 @@ def variable_like(stands_for: keras.Variable, initializer: Any, shape: tuple[int
 
 def replace_variable(layer: keras.Layer, old: keras.Variable, new: keras.Variable) -> None:
     """Tracks `new` in the place of `old` among the weights of `layer`, with its `trainable`. Attributes stay as they are."""
-    tracked = next(variables for variables in (layer._trainable_variables, layer._non_trainable_variables) if _index(variables, old) >= 0)
+    tracked = next(
+        variables for variables in (layer._trainable_variables, layer._non_trainable_variables) if _index(variables, old) >= 0
+    )
     index = _index(tracked, old)
     trainable = old.trainable
     layer._untrack_variable(old)  # removes by identity and tells the backend
@@ -140,7 +142,11 @@ def is_functional(model: keras.Layer) -> bool:
 def is_sequential(model: keras.Layer) -> bool:
     """Returns whether `model` is a Sequential model whose class makes copies of itself from layers alone."""
     cls = type(model)
-    return issubclass(cls, keras.Sequential) and cls.get_config is keras.Sequential.get_config and cls.__init__ is keras.Sequential.__init__
+    return (
+        issubclass(cls, keras.Sequential)
+        and cls.get_config is keras.Sequential.get_config
+        and cls.__init__ is keras.Sequential.__init__
+    )
 
 
 def sequential_layers(model: keras.Sequential) -> list[keras.Layer]:

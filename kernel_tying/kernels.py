@@ -36,7 +36,11 @@ def register_layer(cls: type[keras.Layer], kernels: Iterable[str]) -> None:
         TyingError: `cls` is no layer class, or a name does not end in `kernel`.
     """
     names = tuple(kernels)
-    if not (isinstance(cls, type) and issubclass(cls, keras.Layer)) or not names or not all(name.endswith("kernel") for name in names):
+    if (
+        not (isinstance(cls, type) and issubclass(cls, keras.Layer))
+        or not names
+        or not all(name.endswith("kernel") for name in names)
+    ):
         raise TyingError(
             "A row of the table of kernels is a subclass of keras.Layer and the names of its kernels, each 'kernel' or "
             f"'..._kernel'. Received cls={cls!r}, kernels={kernels!r}. Example: register_layer(MyConv2D, ('kernel',))."
@@ -68,7 +72,11 @@ def refusal(layer: keras.Layer) -> str | None:
     """Returns why kernels of `layer` can't be tied, whatever the pattern, or None."""
     if not kernel_names(layer):
         in_table = any(cls in KERNELS for cls in type(layer).__mro__)
-        return f"{type(layer).__name__} overrides `build`" if in_table else f"{type(layer).__name__} keeps no kernel that can be tied"
+        return (
+            f"{type(layer).__name__} overrides `build`"
+            if in_table
+            else f"{type(layer).__name__} keeps no kernel that can be tied"
+        )
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled"
     if layer.quantization_mode is not None:
@@ -93,12 +101,16 @@ def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
     reason = refusal(layer)
     if reason is not None:
         way_out = next(text for key, text in WAYS_OUT.items() if key in reason)
-        raise TyingError(f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}")
+        raise TyingError(
+            f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}"
+        )
     names = kernel_names(layer)
     by_kernel = tying if isinstance(tying, dict) else {names[0]: tying}
     unknown = [name for name in by_kernel if name not in names]
     if unknown or not by_kernel:
-        raise TyingError(f"The kernels of layer {layer.name!r} are {names}. Received {list(by_kernel)}. Use one of these names.")
+        raise TyingError(
+            f"The kernels of layer {layer.name!r} are {names}. Received {list(by_kernel)}. Use one of these names."
+        )
     return {name: _pattern_for(layer, name, validate(pattern)) for name, pattern in by_kernel.items()}
 
 

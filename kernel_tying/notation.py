@@ -17,7 +17,9 @@ _OUTSIDE_ASCII = 0x10000  # symbols for one column of more than 52 groups, where
 def parse(text: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the labels and signs that `text` stands for. See `TyingPattern.parse`."""
     if not isinstance(text, str):
-        raise TyingError(f"The notation of a pattern is a string. Received {type(text).__name__}. Pass arrays to `TyingPattern` itself.")
+        raise TyingError(
+            f"The notation of a pattern is a string. Received {type(text).__name__}. Pass arrays to `TyingPattern` itself."
+        )
     slashes = "/".join(line.strip() for line in text.strip().splitlines())
     slashes = re.sub(r"[ \t]*/[ \t]*", "/", slashes)
     depth = max((len(run) for run in re.findall("/+", slashes)), default=0)

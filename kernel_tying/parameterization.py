@@ -200,10 +200,14 @@ class Tied(keras_private.TransparentWrapper):
     ((3, 1, 2, 4), (3, 3, 2, 4))
     """
 
-    def __init__(self, layer: keras.Layer, pattern: LayerTying, scaling: str = "values", convolution: str = "auto", **kwargs: Any):
+    def __init__(
+        self, layer: keras.Layer, pattern: LayerTying, scaling: str = "values", convolution: str = "auto", **kwargs: Any
+    ):
         check_options(scaling, convolution)
         if not isinstance(layer, keras.Layer):
-            raise TyingError(f"`Tied` wraps a Keras layer. Received {layer!r:.200}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror').")
+            raise TyingError(
+                f"`Tied` wraps a Keras layer. Received {layer!r:.200}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror')."
+            )
         if isinstance(layer, Tied) or views(layer):
             raise TyingError(f"A layer is tied once. Received layer {layer.name!r}, which is tied. Call `strip_tying` first.")
         self._patterns = resolve(layer, pattern)

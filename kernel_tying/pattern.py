@@ -203,7 +203,9 @@ def tie(shape: tuple[int, ...], first: np.ndarray, second: np.ndarray, signs: np
     """
     size = int(np.prod(shape))
     flip = np.where(signs < 0, size, 0)
-    component = _components(2 * size, np.concatenate([first, first + size]), np.concatenate([second + flip, second + size - flip]))
+    component = _components(
+        2 * size, np.concatenate([first, first + size]), np.concatenate([second + flip, second + size - flip])
+    )
     positive, negative = component[:size], component[size:]
     pinned = positive == negative
     labels = np.where(pinned, -1, np.minimum(positive, negative))

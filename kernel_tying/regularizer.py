@@ -34,7 +34,9 @@ class TyingPenalty(keras.regularizers.Regularizer):
     def __init__(self, pattern: Identifier, strength: float = 0.01):
         self.pattern = validate(pattern)
         if not 0 <= strength < float("inf"):
-            raise TyingError(f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01.")
+            raise TyingError(
+                f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01."
+            )
         self.strength = float(strength)
 
     def __call__(self, kernel: Tensor) -> Tensor:

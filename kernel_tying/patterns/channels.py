@@ -33,9 +33,7 @@ def per_filter(filter_patterns: Sequence[TyingPattern]) -> TyingPattern:
             "`free(size)` leaves a filter untied."
         )
     first_label = np.cumsum([0] + [pattern.num_free for pattern in filter_patterns])
-    labels = [
-        np.where(pattern.signs == 0, -1, pattern.labels + first) for pattern, first in zip(filter_patterns, first_label)
-    ]
+    labels = [np.where(pattern.signs == 0, -1, pattern.labels + first) for pattern, first in zip(filter_patterns, first_label)]
     signs = [pattern.signs for pattern in filter_patterns]
     return TyingPattern(np.stack(labels, axis=-1)[..., None, :], np.stack(signs, axis=-1)[..., None, :])
 
@@ -64,7 +62,9 @@ def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: 
     sizes = kernel_size(size)
     channels = kernel_size((in_channels, filters, blocks), "(in_channels, filters, blocks)")[:2]
     if in_channels % blocks or filters % blocks:
-        raise TyingError(f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels.")
+        raise TyingError(
+            f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels."
+        )
     (row, column), part = np.indices(channels), np.array(channels) // blocks
     label = (row % part[0]) * part[1] + column % part[1]
     labels = np.where(row // part[0] == column // part[1], label, -1)

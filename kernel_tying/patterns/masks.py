@@ -23,7 +23,9 @@ def mask(array: ArrayLike) -> TyingPattern:
     """
     keep = np.asarray(array)
     if keep.dtype.kind not in "biu" or not np.isin(keep, (0, 1)).all():
-        raise TyingError(f"A mask is an array of booleans, or of integers 0 and 1. Received dtype={keep.dtype}. Compare first: `array != 0`.")
+        raise TyingError(
+            f"A mask is an array of booleans, or of integers 0 and 1. Received dtype={keep.dtype}. Compare first: `array != 0`."
+        )
     return TyingPattern(np.where(keep, np.arange(keep.size).reshape(keep.shape), -1))
 
 

@@ -55,7 +55,9 @@ def named(name: str, size: tuple[int, ...]) -> TyingPattern:
     check_name(name)
     pattern = _families[name](tuple(size))
     if not isinstance(pattern, TyingPattern) or pattern.shape != tuple(size):
-        raise TyingError(f"A family returns a pattern of the shape it is asked for. Received {pattern!r} from {name!r} for {size}.")
+        raise TyingError(
+            f"A family returns a pattern of the shape it is asked for. Received {pattern!r} from {name!r} for {size}."
+        )
     return pattern
 
 

@@ -22,7 +22,9 @@ def blocks(*lengths: Sequence[int]) -> TyingPattern:
     """
     block_lengths = [kernel_size(along_axis, "lengths") for along_axis in lengths]
     if not block_lengths:
-        raise TyingError("`blocks` needs the lengths of the blocks along each axis. Received none. Example: blocks((2, 1, 2), (2, 1, 2)).")
+        raise TyingError(
+            "`blocks` needs the lengths of the blocks along each axis. Received none. Example: blocks((2, 1, 2), (2, 1, 2))."
+        )
     free_labels = np.arange(np.prod([len(along_axis) for along_axis in block_lengths]))
     block_of = np.ix_(*(np.repeat(np.arange(len(along_axis)), along_axis) for along_axis in block_lengths))
     return TyingPattern(free_labels.reshape([len(along_axis) for along_axis in block_lengths])[block_of])

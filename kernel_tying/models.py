@@ -1,0 +1,285 @@
+"""The verbs for whole models: `apply_tying`, `strip_tying`, `project_kernels`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from kernel_tying import keras_private, notes
+from kernel_tying.algebra import project, relative_distance
+from kernel_tying.constraint import TiedConstraint
+from kernel_tying.errors import TyingError
+from kernel_tying.initializer import TiedInitializer
+from kernel_tying.kernels import get_companion, kernel_names, kernel_shape, set_companion
+from kernel_tying.parameterization import Tied, check_options, deparameterize, parameterize, views
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.plan import Patterns, Plan, make_plan
+from kernel_tying.rebuilding import fresh, rebuild, recompile
+from kernel_tying.sites import Site, all_tied_kernels, find_sites, is_rebuildable, tied_constraint
+
+MODES = ("constraint", "parameterization")
+INITS = ("project", "redraw")
+
+
+def apply_tying(
+    model_or_layer: keras.Layer,
+    patterns: Patterns,
+    *,
+    mode: str = "constraint",
+    init: str = "project",
+    scaling: str = "values",
+    convolution: str = "auto",
+) -> keras.Layer:
+    """Ties kernels of a model or layer, and returns the object to use from now on.
+
+    In constraint mode that is the given object, changed in place. In parameterization mode it is a new model with the
+    same names, weights and compilation, and the given one stays as it was; only models whose config does not describe
+    their layers (subclassed models, custom layers with layers inside) are changed in place in this mode too.
+
+    Args:
+        model_or_layer: a Keras model of any kind, or one layer.
+        patterns: what to tie.
+            A `TyingPattern` ties the layers whose `kernel_size` is its shape.
+            The name of a family ties the spatial kernels with some axis > 1 for which the family is defined.
+            A dict from kernel names ties these kernels.
+            A dict from layer names, paths like "outer/inner", or globs to any of these or None: an exact name goes
+            before globs, globs in the order of the dict.
+            A callable that takes a layer and returns any of these or None.
+        mode: "constraint" projects the full kernel after each optimizer step; "parameterization" trains the free
+            weights alone.
+        init: "project" averages kernels that are there, for trained kernels; "redraw" draws new ones, tied and with the
+            variance of the layer's initializer.
+        scaling: in parameterization mode, "values" or "orthonormal", see `Tied`.
+        convolution: in parameterization mode, "auto", "kernel" or "group_sums", see `Tied`.
+
+    Raises:
+        TyingError: before anything is changed, if a name matches no layer, a named layer can't take its pattern, a
+            layer is tied already, LoRA or quantization is active, a subclassed model is not built, or nothing is tied.
+
+    Warns:
+        UserWarning: the model's files will not describe the tying; its optimizer's moving averages need `KeepTied`; its
+            own `compile` keeps it from being compiled alike.
+
+    Example:
+
+    >>> import keras, kernel_tying as kt
+    >>> model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Conv2D(8, 5), keras.layers.Flatten()])
+    >>> nine_values = kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII")
+    >>> tied = kt.apply_tying(model, nine_values, mode="parameterization")
+    >>> model.count_params(), tied.count_params()
+    (208, 80)
+    """
+    _check_arguments(model_or_layer, mode, init, scaling, convolution)
+    plan = make_plan(model_or_layer, patterns)
+    _check_built(model_or_layer, plan)
+    lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
+    if mode == "constraint":
+        tied_root = _constrain(model_or_layer, plan, init)
+    elif all(site.is_described for site, _ in plan.ties):
+        tied_root = _rebuild_tied(model_or_layer, plan, init, scaling, convolution)
+    else:
+        tied_root = _parameterize_in_place(model_or_layer, plan, init, scaling)
+    notes.write(find_sites(tied_root), lost, {site.path: reason for site, reason in plan.passed_over})
+    return tied_root
+
+
+def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
+    """Returns plain Keras again: the same function with stock layers, and no trace of this package.
+
+    What `Tied` wraps is unwrapped in a new model, and the given one stays as it was; constraints and kernels that were
+    swapped in place are restored in place. A model without tying is returned as it is.
+
+    Raises:
+        TyingError: a subclassed model has a `Tied` layer written into its code, where it can't be replaced.
+
+    Example:
+
+    >>> import keras, kernel_tying as kt
+    >>> tied = kt.Tied(keras.layers.Conv2D(4, 3), "mirror")
+    >>> type(kt.strip_tying(tied)).__name__
+    'Conv2D'
+    """
+    sites = find_sites(model_or_layer)
+    wrapped = [site for site in sites if isinstance(site.holder, Tied)]
+    for site in wrapped:
+        if not site.is_described:
+            raise TyingError(
+                "A `Tied` layer can be unwrapped in a Sequential or Functional model. "
+                f"Received {site.path!r} in the subclassed {model_or_layer.name!r}. Write the stock layer into the class and "
+                "assign it the kernel: stock.kernel.assign(tied.kernel)."
+            )
+    root = (
+        rebuild(model_or_layer, lambda layer: fresh(layer.layer if isinstance(layer, Tied) else layer))
+        if wrapped
+        else model_or_layer
+    )
+    before = root.variables
+    if any([_strip_in_place(site.layer) for site in find_sites(root)]):
+        _recompile_in_place(root, before)
+    _drop_train_functions(root)
+    return root
+
+
+def project_kernels(model_or_layer: keras.Layer) -> None:
+    """Projects every kernel in constraint mode now: after `set_weights`, `load_weights`, or your own training step.
+
+    Raises:
+        TyingError: nothing is tied.
+    """
+    kernels = all_tied_kernels(model_or_layer)
+    if not kernels:
+        raise TyingError(
+            f"Only tied kernels can be projected. Received {model_or_layer.name!r}, of which nothing is tied. Call `apply_tying`."
+        )
+    for kernel in kernels:
+        if kernel.mode == "constraint" and kernel.variable is not None:
+            kernel.variable.assign(project(kernel.variable, kernel.pattern))
+
+
+def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution: str) -> None:
+    if not isinstance(root, keras.Layer):
+        raise TyingError(f"`apply_tying` takes a Keras model or layer. Received {root!r:.200}.")
+    for name, value, values in (("mode", mode, MODES), ("init", init, INITS)):
+        if value not in values:
+            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}.")
+    check_options(scaling, convolution)
+    if mode == "constraint" and (scaling != "values" or convolution == "group_sums"):
+        raise TyingError(
+            "In constraint mode the full kernel is trained, without free weights. "
+            f"Received scaling={scaling!r}, convolution={convolution!r}. Use mode='parameterization', or leave them out."
+        )
+
+
+def _check_built(root: keras.Layer, plan: Plan) -> None:
+    """Raises unless all layers to be tied inside layers with code of their own have their kernels."""
+    unbuilt = [site.path for site, _ in plan.ties if not site.is_described and not site.layer.built]
+    if unbuilt or (isinstance(root, keras.Model) and not is_rebuildable(root) and not root.built):
+        raise TyingError(
+            "A subclassed model is tied after it is built. "
+            f"Received {root.name!r} with unbuilt layers {unbuilt}. Call it once on data, or `model.build(input_shape)`."
+        )
+
+
+def _lost_norms(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> dict[str, float]:
+    """Returns `||k - P k|| / ||k||` of each kernel, which projecting it takes away."""
+    return {name: relative_distance(getattr(layer, name), pattern) for name, pattern in patterns.items()} if layer.built else {}
+
+
+def _constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
+    for site, patterns in plan.ties:
+        for name, pattern in patterns.items():
+            _attach_constraint(site.layer, name, pattern, init)
+    _drop_train_functions(root)
+    _warn_of_moving_averages(root)
+    _warn_of_files(root, plan)
+    return root
+
+
+def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> None:
+    """Sets constraint and initializer of the layer, which are saved, and the constraint of the variable, which is run."""
+    constraint = TiedConstraint(pattern, then=get_companion(layer, name, "constraint"))
+    initializer = TiedInitializer(pattern, get_companion(layer, name, "initializer"))
+    set_companion(layer, name, "constraint", constraint)
+    set_companion(layer, name, "initializer", initializer)
+    if layer.built:
+        variable = getattr(layer, name)
+        variable.constraint = TiedConstraint(pattern, then=variable.constraint)
+        variable.assign(_initial_kernel(layer, name, pattern, init))
+
+
+def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> Any:
+    """Returns the kernel with which a newly tied built layer starts."""
+    kernel = getattr(layer, name)
+    if init == "project":
+        return project(kernel, pattern)
+    initializer = get_companion(layer, name, "initializer")
+    base = initializer.initializer if isinstance(initializer, TiedInitializer) else initializer
+    return TiedInitializer(pattern, base)(kernel_shape(layer, name), dtype=layer.variable_dtype)
+
+
+def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
+    by_layer = {id(site.layer): patterns for site, patterns in plan.ties}
+
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        patterns = by_layer.get(id(layer))
+        return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
+
+    tied_root = rebuild(root, copy_layer)
+    _redraw(find_sites(tied_root), plan, init)
+    return tied_root
+
+
+def _parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str) -> keras.Layer:
+    before = root.variables
+    for site, patterns in plan.ties:
+        parameterize(site.layer, patterns, scaling)
+    _redraw([site for site, _ in plan.ties], plan, init)
+    _recompile_in_place(root, before)
+    _warn_of_files(root, plan)
+    return root
+
+
+def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
+    """Draws new kernels for the newly tied layers among `sites`, if that is asked for."""
+    tied_paths = {site.path for site, _ in plan.ties} if init == "redraw" else set()
+    for site in sites:
+        for name, view in views(site.layer).items() if site.path in tied_paths else ():
+            view.assign(_initial_kernel(site.layer, name, view.pattern, init))
+
+
+def _strip_in_place(layer: keras.Layer) -> bool:
+    """Removes constraints and swapped kernels of a stock layer. Returns whether a kernel variable was replaced."""
+    for name in kernel_names(layer):
+        constraint = tied_constraint(layer, name)
+        if constraint is None:
+            continue
+        set_companion(layer, name, "constraint", constraint.then)
+        initializer = get_companion(layer, name, "initializer")
+        if isinstance(initializer, TiedInitializer):
+            set_companion(layer, name, "initializer", initializer.initializer)
+        if layer.built:
+            getattr(layer, name).constraint = constraint.then
+    is_swapped = bool(views(layer))
+    deparameterize(layer)
+    notes.clear(layer)
+    return is_swapped
+
+
+def _recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None:
+    """Compiles a model anew after variables were replaced; `before` are its variables of then."""
+    if getattr(root, "compiled", False) and not recompile(root, root, list(zip(before, root.variables, strict=True))):
+        _warn(
+            f"Model {root.name!r} has a `compile` of its own, and kernel variables were replaced. Compile it again before it is trained."
+        )
+
+
+def _drop_train_functions(layer: keras.Layer) -> None:
+    """Makes compiled models trace their training step anew: a traced step goes on with the constraints that it has seen."""
+    if isinstance(layer, keras.Model):
+        layer.train_function = None
+    for inner in keras_private.sublayers(layer):
+        _drop_train_functions(inner)
+
+
+def _warn_of_moving_averages(root: keras.Layer) -> None:
+    optimizers = keras_private.inner_optimizers(getattr(root, "optimizer", None))
+    if any(getattr(optimizer, "use_ema", False) for optimizer in optimizers):
+        _warn(
+            "The optimizer averages weights before they are constrained, so averages are not tied. Add kernel_tying.KeepTied() to the callbacks."
+        )
+
+
+def _warn_of_files(root: keras.Layer, plan: Plan) -> None:
+    undescribed = [site.path for site, _ in plan.ties if not site.is_described]
+    if undescribed:
+        _warn(
+            f"The config of {root.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the tying of "
+            f"{undescribed}. Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, `load_weights`."
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)

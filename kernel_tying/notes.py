@@ -1,0 +1,34 @@
+"""What `apply_tying` found out about a layer and reports later, noted on the layer itself: it lasts as long as the object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import keras
+
+from kernel_tying.sites import Site
+
+_NOTE = "_kernel_tying_note"
+
+
+def write(sites: list[Site], lost: Mapping[str, dict[str, float]], reasons: Mapping[str, str]) -> None:
+    """Notes on the layers, by path, the norms that their kernels lost and the reasons why they are untied."""
+    for site in sites:
+        if site.path in lost or site.path in reasons:
+            # By-passing `setattr`: Keras would wrap the dict, and backends track it.
+            vars(site.layer)[_NOTE] = {"lost": lost.get(site.path, {}), "reason": reasons.get(site.path, "")}
+
+
+def clear(layer: keras.Layer) -> None:
+    """Removes what is noted on a layer."""
+    vars(layer).pop(_NOTE, None)
+
+
+def lost(layer: keras.Layer, kernel_name: str) -> float | None:
+    """Returns the relative norm that a kernel lost when it was tied, or None if that is not known."""
+    return vars(layer).get(_NOTE, {}).get("lost", {}).get(kernel_name)
+
+
+def reason(layer: keras.Layer) -> str:
+    """Returns why a layer is untied, as far as that is known."""
+    return vars(layer).get(_NOTE, {}).get("reason") or "not tied"

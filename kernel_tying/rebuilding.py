@@ -1,0 +1,131 @@
+"""Fresh copies of Sequential and Functional models in which some layers are replaced; the given model stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+
+from kernel_tying import keras_private
+from kernel_tying.errors import TyingError
+from kernel_tying.parameterization import Tied, views
+from kernel_tying.sites import is_rebuildable
+
+Copier = Callable[[keras.Layer], keras.Layer]
+VariablePairs = list[tuple[keras.Variable, keras.Variable]]
+
+
+def rebuild(model: keras.Layer, copy_layer: Copier) -> keras.Layer:
+    """Returns a copy of `model` with all weights and flags, compiled alike, whose layers are made by `copy_layer`.
+
+    Args:
+        model: a Sequential or Functional model (nested ones are copied likewise), or a single layer.
+        copy_layer: returns a fresh layer in the place of a given one.
+    """
+    copy = _copy(model, copy_layer, {})
+    if model.built and not copy.built:
+        copy.build_from_config(model.get_build_config())
+    copy_state(model, copy)
+    if getattr(model, "compiled", False):
+        recompile(copy, model, variable_pairs(model, copy))
+    return copy
+
+
+def fresh(operation: Any) -> Any:
+    """Returns a new layer or operation of the same configuration."""
+    return type(operation).from_config(operation.get_config())
+
+
+def _copy(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
+    """Returns the copy of `layer`, the same one for each place where a shared layer stands."""
+    if id(layer) not in copies:
+        copies[id(layer)] = _copied(layer, copy_layer, copies)
+    return copies[id(layer)]
+
+
+def _copied(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
+    if not is_rebuildable(layer):
+        return copy_layer(layer) if isinstance(layer, keras.Layer) else fresh(layer)
+    if isinstance(layer, keras.Sequential):
+        return type(layer)([_copy(one, copy_layer, copies) for one in keras_private.sequential_layers(layer)], name=layer.name)
+    inputs = {id(one.output): one for one in layer.layers if isinstance(one, keras.layers.InputLayer)}
+    clone = keras.models.clone_model(
+        keras.Model(layer.input, layer.output, name=layer.name),  # not compiled: Keras would compile the copy from configs
+        input_tensors=keras.tree.map_structure(lambda tensor: _copy(inputs[id(tensor)], fresh, copies).output, layer.input),
+        clone_function=lambda one: _copy(one, copy_layer, copies),
+    )
+    return clone if type(clone) is type(layer) else type(layer)(clone.input, clone.output, name=layer.name)
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Copies weights, seeds and `trainable` flags, layer by layer, averaging or expanding kernels where the tying differs."""
+    for old, new in _pairs(source, target):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+        for old_seed, new_seed in zip(keras_private.seed_generators(old), keras_private.seed_generators(new), strict=True):
+            new_seed.state.assign(old_seed.state)
+        if old.built and new.built:
+            store: dict[str, Any] = {}
+            old.save_own_variables(store if views(new) else _StockStore(old, store))
+            new.load_own_variables(store)
+    for old, new in variable_pairs(source, target):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+
+
+class _StockStore(dict):
+    """Collects what a layer saves into `store`, with the kernel in the place of its free weights."""
+
+    def __init__(self, layer: keras.Layer, store: dict[str, Any]):
+        self.kernels = {id(view.theta): view for view in views(layer).values()}
+        self.store = store
+
+    def __setitem__(self, key: str, variable: Any) -> None:
+        kernel = self.kernels.get(id(variable))
+        self.store[key.split("_")[0] if kernel is not None else key] = variable if kernel is None else kernel.value
+
+
+def variable_pairs(source: keras.Layer, target: keras.Layer) -> VariablePairs:
+    """Returns the variables of two copies of a model, paired by position; free weights pair with kernels."""
+    pairs = zip(source.variables, target.variables)
+    if len(source.variables) != len(target.variables):
+        raise TyingError(
+            f"A copy of a model has the variables of the model. Received {source.name!r} with {len(source.variables)} variables, "
+            f"whose config describes {len(target.variables)}. Use mode='constraint', which changes layers in place."
+        )
+    return list(pairs)
+
+
+def _pairs(source: keras.Layer, target: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Layer]]:
+    """Yields the layers of two copies of a model in parallel, outer before inner, stock layers without their wrappers."""
+    source, target = (layer.layer if isinstance(layer, Tied) else layer for layer in (source, target))
+    yield source, target
+    for old, new in zip(keras_private.sublayers(source), keras_private.sublayers(target), strict=True):
+        yield from _pairs(old, new)
+
+
+def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -> bool:
+    """Compiles `model` like `template`, with a fresh optimizer at the same iteration. Returns False if that can't be done.
+
+    Args:
+        model: the model to compile.
+        template: a compiled model, perhaps the same.
+        pairs: the variables that the template's optimizer knows, each with the variable in its place.
+    """
+    optimizer = template.optimizer and _fresh_optimizer(template.optimizer, pairs)
+    return keras_private.compile_like(model, template, optimizer, copy=_fresh_metric)
+
+
+def _fresh_optimizer(optimizer: Any, pairs: VariablePairs) -> Any:
+    """Returns an optimizer of the same configuration and iteration count, without slots."""
+    copy = fresh(optimizer)
+    for old, new in zip(keras_private.inner_optimizers(optimizer), keras_private.inner_optimizers(copy)):
+        new.iterations.assign(old.iterations)
+        keras_private.copy_weight_decay_exclusions(old, new, pairs)
+    return copy
+
+
+def _fresh_metric(argument: Any) -> Any:
+    """Returns a metric without the state of the given one; whatever else `compile` takes holds no state."""
+    return fresh(argument) if isinstance(argument, keras.metrics.Metric) else argument

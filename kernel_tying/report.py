@@ -1,0 +1,205 @@
+"""Reports: how well a model is tied, and what is tied how."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kernel_tying import keras_private, notes
+from kernel_tying.algebra import free_shape, relative_distance
+from kernel_tying.errors import TyingError
+from kernel_tying.identifiers import serialize_pattern
+from kernel_tying.parameterization import Tied
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.sites import Site, TiedKernel, all_tied_kernels, find_sites, tied_kernels
+
+
+def tying_error(model_or_layer: keras.Layer) -> float:
+    """Returns the largest `||k - P k|| / ||k||` over all tied kernels `k`: 0.0 if and only if all are tied to the bit.
+
+    NaN and infinities in a kernel give NaN.
+
+    Raises:
+        TyingError: nothing is tied, or a tied layer is not built.
+    """
+    kernels = all_tied_kernels(model_or_layer)
+    if not kernels:
+        raise TyingError(
+            f"Only tied kernels have a tying error. Received {model_or_layer.name!r}, of which nothing is tied. Call `apply_tying`."
+        )
+    unbuilt = [kernel.site.path for kernel in kernels if kernel.variable is None]
+    if unbuilt:
+        raise TyingError(
+            f"A kernel has a tying error once its layer is built. Received unbuilt layers {unbuilt}. Build the model first."
+        )
+    return float(np.max([relative_distance(kernel.variable, kernel.pattern) for kernel in kernels]))
+
+
+def tying_report(model_or_layer: keras.Layer) -> TyingReport:
+    """Returns what is tied how: a table in a terminal, HTML in a notebook, `to_dict()` for programs.
+
+    Layers with weights that are not tied are listed with the reason.
+    """
+    return TyingReport(model_or_layer.name, [row for site in find_sites(model_or_layer) for row in _rows(site)])
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One kernel, or one untied layer.
+
+    Attributes:
+        layer: path of the layer.
+        layer_class: name of the stock layer's class.
+        kernel: name of the kernel; empty for an untied layer.
+        mode: "constraint" or "parameterization"; empty for an untied layer.
+        pattern: the tying pattern, or None.
+        free_weights: number of independent values of the kernel.
+        full_weights: number of entries of the kernel.
+        error: `||k - P k|| / ||k||` now, or None if the layer is not built.
+        lost: `||k - P k|| / ||k||` when it was tied by projection, as far as known.
+        convolution: how the layer convolves.
+        reason: why the layer is not tied; empty for a tied one.
+    """
+
+    layer: str
+    layer_class: str
+    kernel: str = ""
+    mode: str = ""
+    pattern: TyingPattern | None = None
+    free_weights: int | None = None
+    full_weights: int | None = None
+    error: float | None = None
+    lost: float | None = None
+    convolution: str = ""
+    reason: str = ""
+    key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class TyingReport:
+    """What is tied how in a model, row by row.
+
+    Attributes:
+        name: name of the model or layer.
+        rows: one `ReportRow` for each tied kernel and each untied layer with weights, in the order of the model.
+    """
+
+    name: str
+    rows: list[ReportRow]
+
+    @property
+    def plan(self) -> dict[str, dict[str, TyingPattern]]:
+        """What to pass to `apply_tying` to tie an equal model in the same way.
+
+        Keys are paths of layers, or positions like "#3" inside subclassed models, where automatic names differ from
+        one instance to the next.
+        """
+        plan: dict[str, dict[str, TyingPattern]] = {}
+        for row in self.rows:
+            if row.pattern is not None:
+                plan.setdefault(row.key, {})[row.kernel] = row.pattern
+        return plan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON-serializable values, patterns as their configs."""
+        return {
+            "name": self.name,
+            "rows": [{**asdict(row), "pattern": row.pattern and serialize_pattern(row.pattern)} for row in self.rows],
+        }
+
+    def __rich__(self) -> Table:
+        return _table(self)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=160, record=True)
+        console.print(self)
+        return console.export_text()
+
+    def _repr_html_(self) -> str:
+        header = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
+        return f"<table><caption>{html.escape(_title(self))}</caption><tr>{header}</tr>{rows}</table>"
+
+
+COLUMNS = ("layer", "class", "kernel", "mode", "pattern", "free / full weights", "tying error", "lost when tied", "convolution")
+
+
+def _rows(site: Site) -> list[ReportRow]:
+    """Returns the rows of a site: its tied kernels, or the layer itself if it has weights that could be asked for."""
+    rows = [_tied_row(kernel) for kernel in tied_kernels(site)]
+    if rows or not keras_private.own_variables(site.layer):
+        return rows
+    return [ReportRow(site.path, type(site.layer).__name__, reason=notes.reason(site.layer), key=site.key)]
+
+
+def _tied_row(kernel: TiedKernel) -> ReportRow:
+    layer, variable = kernel.site.layer, kernel.variable
+    shape = None if variable is None else tuple(variable.shape)
+    return ReportRow(
+        layer=kernel.site.path,
+        layer_class=type(layer).__name__,
+        kernel=kernel.name,
+        mode=kernel.mode,
+        pattern=kernel.pattern,
+        free_weights=shape and math.prod(free_shape(shape, kernel.pattern)),
+        full_weights=shape and math.prod(shape),
+        error=None if variable is None else relative_distance(variable, kernel.pattern),
+        lost=notes.lost(layer, kernel.name),
+        convolution=_convolution(kernel),
+        key=kernel.site.key,
+    )
+
+
+def _convolution(kernel: TiedKernel) -> str:
+    """Returns the way in which a layer convolves, and the option that led to it where there was one."""
+    holder = kernel.site.holder
+    return f"kernel ({holder.convolution})" if isinstance(holder, Tied) and holder.convolution != "kernel" else "kernel"
+
+
+def _title(report: TyingReport) -> str:
+    tied = [row for row in report.rows if row.pattern is not None]
+    free, full = (sum(getattr(row, name) or 0 for row in tied) for name in ("free_weights", "full_weights"))
+    return f"Tying of {report.name}: {len(tied)} tied kernels, {free:,} free of {full:,} weights"
+
+
+def _cells(row: ReportRow) -> tuple[str, ...]:
+    if row.pattern is None:
+        return row.layer, row.layer_class, "", "untied", row.reason, "", "", "", ""
+    text = str(row.pattern) if row.pattern.labels.size <= 49 else repr(row.pattern)
+    counts = "not built" if row.full_weights is None else f"{row.free_weights:,} / {row.full_weights:,}"
+    return (
+        row.layer,
+        row.layer_class,
+        row.kernel,
+        row.mode,
+        text,
+        counts,
+        _number(row.error),
+        _percent(row.lost),
+        row.convolution,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.2g}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _table(report: TyingReport) -> Table:
+    table = Table(title=_title(report))
+    for name in COLUMNS:
+        table.add_column(name, overflow="fold")
+    for row in report.rows:
+        table.add_row(*_cells(row), style="dim" if row.pattern is None else None)
+    return table

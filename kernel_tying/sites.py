@@ -1,0 +1,125 @@
+"""The one walk over a model: every layer that could be tied, with the names by which users call it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from kernel_tying import keras_private
+from kernel_tying.algebra import Tensor
+from kernel_tying.constraint import TiedConstraint
+from kernel_tying.identifiers import pattern_for
+from kernel_tying.kernels import get_companion, kernel_names, spatial_size
+from kernel_tying.parameterization import Tied, views
+from kernel_tying.pattern import TyingPattern
+
+
+@dataclass
+class Site:
+    """A layer of a model that is taken or left as a whole.
+
+    Attributes:
+        holder: the layer as the model holds it: a stock layer, or a `Tied` around one.
+        paths: names like "outer/inner", one for each way that leads to a shared layer.
+        position: number of the layer in the walk, as "#3"; it survives automatic names.
+        is_described: whether the configs of all models around it describe their layers, so that files rebuild it.
+    """
+
+    holder: keras.Layer
+    position: str
+    is_described: bool
+    paths: list[str] = field(default_factory=list)
+
+    @property
+    def layer(self) -> keras.Layer:
+        """The stock layer."""
+        return self.holder.layer if isinstance(self.holder, Tied) else self.holder
+
+    @property
+    def path(self) -> str:
+        """The first of the paths."""
+        return self.paths[0]
+
+    @property
+    def key(self) -> str:
+        """The path, or the position where automatic names differ between instances of a subclassed model."""
+        return self.path if self.is_described else self.position
+
+
+@dataclass(frozen=True)
+class TiedKernel:
+    """A kernel that is tied, in either mode.
+
+    Attributes:
+        site: where it is.
+        name: the kernel's name in its layer.
+        pattern: its tying pattern.
+        mode: "constraint" or "parameterization".
+        variable: the kernel, or None if the layer is not built.
+    """
+
+    site: Site
+    name: str
+    pattern: TyingPattern
+    mode: str
+    variable: Any
+
+    @property
+    def value(self) -> Tensor:
+        """The kernel's value as a NumPy array."""
+        return keras.ops.convert_to_numpy(self.variable.value)
+
+
+def find_sites(root: keras.Layer) -> list[Site]:
+    """Returns the sites of a model or layer in the order of the walk, each shared layer once."""
+    sites: dict[int, Site] = {}
+    for path, layer, is_described in _walk(root, "", True):
+        site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}", is_described))
+        site.paths.append(path)
+        site.is_described &= is_described
+    return list(sites.values())
+
+
+def _walk(layer: keras.Layer, prefix: str, is_described: bool) -> Iterator[tuple[str, keras.Layer, bool]]:
+    """Yields path and layer for every layer without layers inside it, and for every `Tied` and kernel layer."""
+    children = [] if isinstance(layer, Tied) or kernel_names(layer) else keras_private.sublayers(layer)
+    if not children:
+        yield prefix or layer.name, layer, is_described
+    for child in children:
+        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), is_described and is_rebuildable(layer))
+
+
+def is_rebuildable(layer: keras.Layer) -> bool:
+    """Returns whether fresh copies of `layer` can be made from copies of the layers inside it."""
+    return keras_private.is_functional(layer) or keras_private.is_sequential(layer)
+
+
+def tied_kernels(site: Site) -> list[TiedKernel]:
+    """Returns the tied kernels at a site, in either mode."""
+    layer = site.layer
+    parameterized = views(layer)
+    patterns = (
+        site.holder.patterns if isinstance(site.holder, Tied) else {name: view.pattern for name, view in parameterized.items()}
+    )
+    found = [TiedKernel(site, name, pattern, "parameterization", parameterized.get(name)) for name, pattern in patterns.items()]
+    for name in kernel_names(layer):
+        constraint = tied_constraint(layer, name)
+        if constraint is not None:
+            variable = getattr(layer, name) if layer.built else None
+            shape = tuple(variable.shape) if layer.built else (*spatial_size(layer), 1, 1)
+            found.append(TiedKernel(site, name, pattern_for(constraint.pattern, shape), "constraint", variable))
+    return found
+
+
+def tied_constraint(layer: keras.Layer, kernel_name: str) -> TiedConstraint | None:
+    """Returns the layer's `TiedConstraint` for a kernel, whoever put it there."""
+    constraint = get_companion(layer, kernel_name, "constraint")
+    return constraint if isinstance(constraint, TiedConstraint) else None
+
+
+def all_tied_kernels(root: keras.Layer) -> list[TiedKernel]:
+    """Returns the tied kernels of a model or layer in the order of the walk."""
+    return [kernel for site in find_sites(root) for kernel in tied_kernels(site)]

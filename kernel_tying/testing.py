@@ -1,0 +1,197 @@
+"""Hypothesis strategies and assertions for property tests of patterns and tied models. Needs Hypothesis.
+
+Example:
+
+>>> from hypothesis import given
+>>> from kernel_tying import testing
+>>> @given(testing.tied_problems())
+... def test_projection(problem):
+...     testing.assert_projection(*problem)
+>>> test_projection()
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from kernel_tying.algebra import Tensor, average, expand, project
+from kernel_tying.errors import TyingError
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.report import tying_error, tying_report
+
+CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+
+
+def patterns(
+    *,
+    shape: tuple[int, ...] | None = None,
+    min_rank: int = 1,
+    max_rank: int = 3,
+    max_side: int = 5,
+    signed: bool = True,
+    pinned: bool = True,
+) -> st.SearchStrategy[TyingPattern]:
+    """Returns a strategy for tying patterns. Shrinks to small patterns with one group, without signs and pins.
+
+    Args:
+        shape: shape of all patterns; by default it varies too.
+        min_rank: smallest number of axes.
+        max_rank: largest number of axes.
+        max_side: largest size of an axis.
+        signed: whether positions may hold the negative of their free weight.
+        pinned: whether positions may be pinned to zero.
+
+    Raises:
+        TyingError: the bounds leave no pattern.
+    """
+    if shape is not None and math.prod(shape) < 2:
+        raise TyingError(f"A pattern has a tied axis, of size 2 or more. Received shape={shape}.")
+    if not 1 <= min_rank <= max_rank or max_side < 2:
+        raise TyingError(
+            f"Bounds of patterns are 1 <= min_rank <= max_rank and 2 <= max_side. Received {min_rank}, {max_rank}, {max_side}."
+        )
+    sides = st.lists(st.integers(1, max_side), min_size=min_rank, max_size=max_rank).map(tuple)
+    shapes = sides.filter(lambda sizes: math.prod(sizes) > 1) if shape is None else st.just(shape)
+    return shapes.flatmap(lambda size: _patterns_of(size, signed, pinned))
+
+
+def _patterns_of(shape: tuple[int, ...], signed: bool, pinned: bool) -> st.SearchStrategy[TyingPattern]:
+    labels = hnp.arrays(np.int64, shape, elements=st.integers(0, math.prod(shape) - 1), fill=st.nothing())
+    signs = st.sampled_from([1] + [-1] * signed + [0] * pinned)
+    sign_arrays = hnp.arrays(np.int64, shape, elements=signs, fill=st.nothing()).filter(np.any)
+    return st.builds(lambda label, sign: TyingPattern(np.where(sign == 0, -1, label), sign), labels, sign_arrays)
+
+
+@st.composite
+def kernels(
+    draw: Any,
+    pattern: TyingPattern,
+    *,
+    free_axes: int = 2,
+    max_channels: int = 3,
+    dtype: str = "float32",
+    max_magnitude: float = 1e3,
+) -> np.ndarray:
+    """Returns a strategy for kernels that `pattern` fits, NumPy arrays, finite and free of subnormals. Shrinks to zeros.
+
+    Args:
+        draw: passed by Hypothesis.
+        pattern: the tying pattern.
+        free_axes: number of axes behind those of the pattern.
+        max_channels: largest size along free axes.
+        dtype: a NumPy float dtype.
+        max_magnitude: largest absolute value.
+    """
+    sizes = [*pattern.shape, *[1] * free_axes]
+    shape = [size if size > 1 else draw(st.integers(1, max_channels)) for size in sizes]
+    width = np.dtype(dtype).itemsize * 8
+    elements = st.floats(-max_magnitude, max_magnitude, width=width, allow_subnormal=False)
+    return draw(hnp.arrays(dtype, shape, elements=elements))
+
+
+@st.composite
+def tied_problems(draw: Any, *, max_rank: int = 2, max_side: int = 4, max_channels: int = 3) -> tuple[TyingPattern, np.ndarray]:
+    """Returns a strategy for pairs of a pattern and a kernel that it fits. Shrinks to small patterns and zero kernels.
+
+    Args:
+        draw: passed by Hypothesis.
+        max_rank: largest number of axes of the pattern.
+        max_side: largest size of an axis of the pattern.
+        max_channels: largest size along the free axes.
+    """
+    pattern = draw(patterns(max_rank=max_rank, max_side=max_side))
+    return pattern, draw(kernels(pattern, max_channels=max_channels))
+
+
+@st.composite
+def conv_layers(
+    draw: Any, *, ranks: tuple[int, ...] = (1, 2, 3), max_kernel_size: int = 4, max_channels: int = 4, **options: Any
+) -> tuple[keras.layers.Layer, np.ndarray]:
+    """Returns a strategy for pairs of an unbuilt Conv1D, Conv2D or Conv3D layer and an input that it accepts.
+
+    Strides or dilation, padding, groups, bias and activation vary. Shrinks to a Conv1D with default options, a kernel of
+    size 2 and one channel.
+
+    Args:
+        draw: passed by Hypothesis.
+        ranks: numbers of spatial axes to choose from.
+        max_kernel_size: largest kernel size along an axis.
+        max_channels: largest number of channels in a group.
+        **options: arguments of the layer that are fixed.
+    """
+    rank = draw(st.sampled_from(ranks))
+    groups = draw(st.integers(1, 2))
+    in_channels, filters = (groups * draw(st.integers(1, max_channels // 2)) for _ in range(2))
+    size = draw(st.tuples(*[st.integers(2, max_kernel_size)] * rank))
+    spacing = draw(st.sampled_from(["strides", "dilation_rate"]))
+    drawn = {
+        "kernel_size": size,
+        "groups": groups,
+        "padding": draw(st.sampled_from(["valid", "same"] + ["causal"] * (rank == 1))),
+        spacing: draw(st.integers(1, 2)),
+        "use_bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from([None, "relu", "tanh"])),
+    }
+    layer = CONVOLUTIONS[rank - 1](filters, **{**drawn, **options})
+    spatial = [2 * length + 1 for length in size]
+    shape = [2, *spatial, in_channels] if layer.data_format == "channels_last" else [2, in_channels, *spatial]
+    return layer, np.random.default_rng(draw(st.integers(0, 99))).normal(size=shape).astype("float32")
+
+
+def dense_basis(pattern: TyingPattern) -> np.ndarray:
+    """Returns the matrix `B` of `kernel = B @ free_weights`: one row for each position, one column for each group."""
+    basis = np.zeros((pattern.labels.size, pattern.num_free))
+    for position, (label, sign) in enumerate(zip(pattern.labels.flat, pattern.signs.flat)):
+        if sign:
+            basis[position, label] = sign
+    return basis
+
+
+def assert_tied(model_or_layer: keras.Layer) -> None:
+    """Raises an AssertionError, naming the kernels, unless all tied kernels of a model or layer are tied to the bit."""
+    if tying_error(model_or_layer) != 0.0:
+        errors = {f"{row.layer}.{row.kernel}": row.error for row in tying_report(model_or_layer).rows if row.error}
+        raise AssertionError(f"Kernels are not tied to the bit. Relative distances from the tied subspace: {errors}.")
+
+
+def assert_projection(pattern: TyingPattern, kernel: np.ndarray) -> None:
+    """Raises an AssertionError unless `project` is the orthogonal projection onto the kernels that `pattern` ties, at `kernel`.
+
+    Checked are: idempotence to the bit; that `average` undoes `expand` to the bit; that the residual is orthogonal to
+    every tied kernel.
+    """
+    free = average(kernel, pattern)
+    projected = _array(project(kernel, pattern))
+    np.testing.assert_array_equal(_array(project(projected, pattern)), projected, err_msg="project is not idempotent")
+    np.testing.assert_array_equal(
+        _array(average(expand(free, pattern), pattern)), _array(free), err_msg="average does not undo expand"
+    )
+    residual = np.asarray(kernel, "float64") - projected.astype("float64")
+    along_groups = _array(average(residual.astype(kernel.dtype), pattern))
+    tolerance = 1e-5 * max(1.0, float(np.abs(kernel).max()))
+    np.testing.assert_allclose(along_groups, 0, atol=tolerance, err_msg="the residual is not orthogonal to the tied kernels")
+
+
+def assert_same_function(first: keras.Layer, second: keras.Layer, inputs: Any, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Raises an AssertionError unless two models or layers give the same outputs, by default to the bit.
+
+    Args:
+        first: a model or layer.
+        second: a model or layer.
+        inputs: what both are called with, in inference mode.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+    """
+    outputs = [keras.tree.flatten(layer(inputs, training=False)) for layer in (first, second)]
+    for one, other in zip(*outputs, strict=True):
+        np.testing.assert_allclose(_array(one), _array(other), rtol=rtol, atol=atol)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return keras.ops.convert_to_numpy(tensor)
