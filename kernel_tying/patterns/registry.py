@@ -36,7 +36,8 @@ def register(name: str, function: Family) -> None:
     """
     if not isinstance(name, str) or not name or not callable(function):
         raise TyingError(f"A family is a function under a name. Received name={name!r}, function={function!r}.")
-    if getattr(_families.get(name), "__module__", "").startswith(__package__):
+    registered = _families.get(name)
+    if getattr(registered, "__name__", "") == name and registered.__module__.startswith(__package__):
         raise TyingError(f"The families of this package keep their names. Received name={name!r}. Choose another name.")
     _families[name] = function
 
