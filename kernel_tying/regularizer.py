@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import keras
@@ -33,7 +34,7 @@ class TyingPenalty(keras.regularizers.Regularizer):
 
     def __init__(self, pattern: Identifier, strength: float = 0.01):
         self.pattern = validate(pattern)
-        if not 0 <= strength < float("inf"):
+        if not isinstance(strength, Real) or not 0 <= strength < float("inf"):
             raise TyingError(
                 f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01."
             )
