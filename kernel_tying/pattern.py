@@ -39,11 +39,15 @@ class TyingPattern:
     ((1, 3), 2)
     """
 
+    labels: np.ndarray
+    signs: np.ndarray
+
     def __init__(self, labels: ArrayLike, signs: ArrayLike | None = None):
         label_array = _integer_array(labels, "labels")
         sign_array = np.where(label_array < 0, 0, 1) if signs is None else _integer_array(signs, "signs")
         _check_members(label_array, sign_array)
-        self.labels, self.signs = _canonical(label_array, sign_array)
+        labels, signs = _canonical(label_array, sign_array)
+        self.__dict__.update(labels=labels, signs=signs)
         if self.num_free == 0:
             raise TyingError(
                 "A pattern needs at least one free weight. Received only positions that are pinned to zero. "
@@ -173,9 +177,10 @@ class TyingPattern:
         return self._hash
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name in self.__dict__:
-            raise AttributeError(f"A TyingPattern is immutable: `{name}` cannot be set. Make a new pattern.")
-        super().__setattr__(name, value)
+        raise AttributeError(f"A TyingPattern is immutable: `{name}` cannot be set. Make a new pattern.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"A TyingPattern is immutable: `{name}` cannot be deleted. Make a new pattern.")
 
     def __reduce__(self) -> tuple[type[TyingPattern], tuple[np.ndarray, np.ndarray]]:
         return type(self), (self.labels, self.signs)
