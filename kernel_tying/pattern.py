@@ -141,7 +141,10 @@ class TyingPattern:
         True
         """
         shape = _common_shape(self, other)
-        return (self & other) == _lift(other, shape)
+        first, second, relation = _equalities(self, shape)
+        lifted = _lift(other, shape)
+        labels, signs = lifted.labels.ravel(), lifted.signs.ravel()
+        return np.array_equal(labels[first], labels[second]) and np.array_equal(signs[first], relation * signs[second])
 
     def get_config(self) -> dict[str, Any]:
         """Returns a JSON-serializable dict from which `from_config` makes an equal pattern."""
