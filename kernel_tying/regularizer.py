@@ -34,7 +34,8 @@ class TyingPenalty(keras.regularizers.Regularizer):
 
     def __init__(self, pattern: Identifier, strength: float = 0.01):
         self.pattern = validate(pattern)
-        if not isinstance(strength, Real) or not 0 <= strength < float("inf"):
+        is_number = isinstance(strength, Real)
+        if not (is_number and 0 <= strength < float("inf")):
             raise TyingError(
                 f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01."
             )
