@@ -88,7 +88,7 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     dtype = backend.standardize_dtype(kernel.dtype)
     shape = free_shape(tuple(kernel.shape), pattern)
     rows = ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
-    labels, members = zip(*pattern.groups_by_size)
+    labels, members = zip(*pattern.groups_by_size, strict=True)
     means = [_mean_of_equal_groups(rows, positions, pattern.signs.ravel()[positions]) for positions in members]
     in_order = means[0] if len(means) == 1 else ops.take(ops.concatenate(means), np.argsort(np.concatenate(labels)), axis=0)
     return _tied_axes_back(ops.cast(in_order, dtype), pattern, shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from kernel_tying.errors import TyingError
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.patterns.registry import check_name, named
 
-Identifier = Union[TyingPattern, str]
+Identifier = TyingPattern | str
 
 
 def validate(pattern: Identifier) -> Identifier:

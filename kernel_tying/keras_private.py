@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,8 @@ class VariableView(keras.Variable):
         self.source.trainable = value
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} path={self.path}, shape={tuple(self.shape)}, dtype={self._dtype}, source_shape={tuple(self.source.shape)}>"
+        shape, source_shape = tuple(self.shape), tuple(self.source.shape)
+        return f"<{type(self).__name__} path={self.path}, shape={shape}, dtype={self._dtype}, source_shape={source_shape}>"
 
 
 def variable_like(stands_for: keras.Variable, initializer: Any, shape: tuple[int, ...], autocast: bool) -> keras.Variable:
@@ -78,11 +80,9 @@ def variable_like(stands_for: keras.Variable, initializer: Any, shape: tuple[int
 
 
 def replace_variable(layer: keras.Layer, old: keras.Variable, new: keras.Variable) -> None:
-    """Tracks `new` in the place of `old` among the weights of `layer`, with its `trainable`. Attributes stay as they are."""
-    tracked = next(
-        variables for variables in (layer._trainable_variables, layer._non_trainable_variables) if _index(variables, old) >= 0
-    )
-    index = _index(tracked, old)
+    """Tracks `new` in the place of `old` among the layer's weights, with its `trainable`. Attributes stay as they are."""
+    stores = (layer._trainable_variables, layer._non_trainable_variables)
+    tracked, index = next((store, _index(store, old)) for store in stores if _index(store, old) is not None)
     trainable = old.trainable
     layer._untrack_variable(old)  # removes by identity and tells the backend
     was_locked, layer._tracker.locked = layer._tracker.locked, False  # a built layer refuses new variables
@@ -129,19 +129,17 @@ class TransparentWrapper(keras.layers.Wrapper):
 
 def is_functional(model: keras.Layer) -> bool:
     """Returns whether `model` is a Functional model whose class makes copies of itself from inputs and outputs alone."""
-    functional = next((cls for cls in type(model).__mro__ if cls.__name__ == "Functional"), None)
+    functional: Any = next((cls for cls in type(model).__mro__ if cls.__name__ == "Functional"), None)
     if functional is None or type(model).get_config is not functional.get_config:
         return False
     # Keras itself decides by the constructor whether the config describes layers; there is no public predicate.
-    from inspect import getfullargspec
-
-    arguments = getfullargspec(type(model).__init__)
-    return arguments.args == getfullargspec(functional.__init__).args or bool(arguments.varargs and arguments.varkw)
+    arguments = inspect.getfullargspec(type(model).__init__)
+    return arguments.args == inspect.getfullargspec(functional.__init__).args or bool(arguments.varargs and arguments.varkw)
 
 
 def is_sequential(model: keras.Layer) -> bool:
     """Returns whether `model` is a Sequential model whose class makes copies of itself from layers alone."""
-    cls = type(model)
+    cls: Any = type(model)
     return (
         issubclass(cls, keras.Sequential)
         and cls.get_config is keras.Sequential.get_config
@@ -155,7 +153,7 @@ def sequential_layers(model: keras.Sequential) -> list[keras.Layer]:
 
 
 def compile_like(model: keras.Model, template: keras.Model, optimizer: keras.optimizers.Optimizer, copy: Any) -> bool:
-    """Compiles `model` as `template` was compiled, but with `optimizer`. Returns False where a class's own `compile` forbids it.
+    """Compiles `model` as `template` was compiled, but with `optimizer`. Returns False if the class has its own `compile`.
 
     `get_compile_config` would fail on functions that are not registered, such as a loss written in a notebook, so the
     objects that `compile` received are used, each passed through `copy`.
@@ -169,7 +167,7 @@ def compile_like(model: keras.Model, template: keras.Model, optimizer: keras.opt
 
 def copy_weight_decay_exclusions(source: Any, target: Any, pairs: list[tuple[keras.Variable, keras.Variable]]) -> None:
     """Excludes from the weight decay of `target` what `source` excludes, variable by variable; the config leaves it out."""
-    excluded = getattr(source, "_exclude_from_weight_decay", set())
+    excluded: set[int] = getattr(source, "_exclude_from_weight_decay", set())
     pattern = getattr(source, "_exclude_from_weight_decay_pattern", None)
     if excluded or pattern:
         variables = [new for old, new in pairs if source._var_key(old) in excluded]
@@ -189,9 +187,10 @@ def moving_averages(optimizer: Any) -> Iterator[tuple[keras.Variable, keras.Vari
     """Yields each trained variable with its moving average, for optimizers built with `use_ema=True`."""
     for one in inner_optimizers(optimizer):
         averages = getattr(one, "_model_variables_moving_average", None) or []
-        yield from ((variable, average) for variable, average in zip(one._trainable_variables, averages) if average is not None)
+        pairs = zip(one._trainable_variables if averages else [], averages, strict=True)
+        yield from ((variable, average) for variable, average in pairs if average is not None)
 
 
-def _index(variables: list[keras.Variable], variable: keras.Variable) -> int:
-    """Returns the index of `variable` by identity (`==` compares values), or -1."""
-    return next((index for index, one in enumerate(variables) if one is variable), -1)
+def _index(variables: list[keras.Variable], variable: keras.Variable) -> int | None:
+    """Returns the index of `variable` by identity (`==` compares values), or None."""
+    return next((index for index, one in enumerate(variables) if one is variable), None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Union
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 
@@ -13,7 +13,7 @@ from kernel_tying.identifiers import Identifier, validate
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.patterns.registry import named
 
-LayerTying = Union[Identifier, dict[str, Identifier]]  # a bare identifier means the spatial kernel
+LayerTying = Identifier | Mapping[str, Identifier]  # a bare identifier means the spatial kernel
 
 # The spatial kernel comes first. `<role>kernel` goes with the layer's `<role>constraint`, `<role>initializer`: see `companion`.
 KERNELS: dict[type[keras.Layer], tuple[str, ...]] = {
@@ -105,7 +105,7 @@ def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
             f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}"
         )
     names = kernel_names(layer)
-    by_kernel = tying if isinstance(tying, dict) else {names[0]: tying}
+    by_kernel = tying if isinstance(tying, Mapping) else {names[0]: tying}
     unknown = [name for name in by_kernel if name not in names]
     if unknown or not by_kernel:
         raise TyingError(
@@ -143,7 +143,7 @@ def _pattern_for(layer: keras.Layer, kernel_name: str, tying: Identifier) -> Tyi
         if len(pattern.shape) > len(size) and len(pattern.shape) != len(size) + 2:
             raise TyingError(
                 "A pattern that reaches a channel axis has the kernel's rank. "
-                f"Received shape={pattern.shape} for a kernel of rank {len(size) + 2}. Append axes of size 1 for free channel axes."
+                f"Received shape={pattern.shape} for a kernel of rank {len(size) + 2}. Append axes of size 1 for free channels."
             )
         check_fits(pattern, kernel_shape(layer, kernel_name) or size + pattern.shape[len(size) :])
     except TyingError as error:

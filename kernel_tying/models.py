@@ -13,12 +13,12 @@ from kernel_tying.algebra import project, relative_distance
 from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.initializer import TiedInitializer
-from kernel_tying.kernels import get_companion, kernel_names, kernel_shape, set_companion
+from kernel_tying.kernels import get_companion, kernel_names, set_companion
 from kernel_tying.parameterization import Tied, check_options, deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
 from kernel_tying.rebuilding import fresh, rebuild, recompile
-from kernel_tying.sites import Site, all_tied_kernels, find_sites, is_rebuildable, tied_constraint
+from kernel_tying.sites import Site, find_sites, is_rebuildable, some_tied_kernels, tied_constraint
 
 MODES = ("constraint", "parameterization")
 INITS = ("project", "redraw")
@@ -117,7 +117,8 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
         else model_or_layer
     )
     before = root.variables
-    if any([_strip_in_place(site.layer) for site in find_sites(root)]):
+    is_swapped = [_strip_in_place(site.layer) for site in find_sites(root)]
+    if any(is_swapped):
         _recompile_in_place(root, before)
     _drop_train_functions(root)
     return root
@@ -129,12 +130,7 @@ def project_kernels(model_or_layer: keras.Layer) -> None:
     Raises:
         TyingError: nothing is tied.
     """
-    kernels = all_tied_kernels(model_or_layer)
-    if not kernels:
-        raise TyingError(
-            f"Only tied kernels can be projected. Received {model_or_layer.name!r}, of which nothing is tied. Call `apply_tying`."
-        )
-    for kernel in kernels:
+    for kernel in some_tied_kernels(model_or_layer):
         if kernel.mode == "constraint" and kernel.variable is not None:
             kernel.variable.assign(project(kernel.variable, kernel.pattern))
 
@@ -197,7 +193,7 @@ def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: 
         return project(kernel, pattern)
     initializer = get_companion(layer, name, "initializer")
     base = initializer.initializer if isinstance(initializer, TiedInitializer) else initializer
-    return TiedInitializer(pattern, base)(kernel_shape(layer, name), dtype=layer.variable_dtype)
+    return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
 
 
 def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
@@ -252,7 +248,7 @@ def _recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None
     """Compiles a model anew after variables were replaced; `before` are its variables of then."""
     if getattr(root, "compiled", False) and not recompile(root, root, list(zip(before, root.variables, strict=True))):
         _warn(
-            f"Model {root.name!r} has a `compile` of its own, and kernel variables were replaced. Compile it again before it is trained."
+            f"Model {root.name!r} has its own `compile`, and kernel variables were replaced. Compile it before it is trained."
         )
 
 
@@ -268,7 +264,8 @@ def _warn_of_moving_averages(root: keras.Layer) -> None:
     optimizers = keras_private.inner_optimizers(getattr(root, "optimizer", None))
     if any(getattr(optimizer, "use_ema", False) for optimizer in optimizers):
         _warn(
-            "The optimizer averages weights before they are constrained, so averages are not tied. Add kernel_tying.KeepTied() to the callbacks."
+            "The optimizer averages weights before they are constrained, so averages are not tied. "
+            "Add kernel_tying.KeepTied() to the callbacks."
         )
 
 
@@ -276,8 +273,9 @@ def _warn_of_files(root: keras.Layer, plan: Plan) -> None:
     undescribed = [site.path for site, _ in plan.ties if not site.is_described]
     if undescribed:
         _warn(
-            f"The config of {root.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the tying of "
-            f"{undescribed}. Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, `load_weights`."
+            f"The config of {root.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the "
+            f"tying of {undescribed}. Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, and "
+            "`load_weights`."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,7 +28,7 @@ def parse(text: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, 
     names = [cell.removeprefix("-") for cell in cells]
     known = {name: label for label, name in enumerate(dict.fromkeys(names))}
     labels = np.array([-1 if name == PINNED else known[name] for name in names])
-    signs = np.array([0 if name == PINNED else -1 if cell.startswith("-") else 1 for cell, name in zip(cells, names)])
+    signs = np.array([0 if cell == PINNED else -1 if cell.startswith("-") else 1 for cell in cells])
     shape = cells_shape if shape is None else shape
     return _reshape(labels, shape), _reshape(signs, shape)
 
@@ -60,7 +60,7 @@ def _symbols(count: int, is_column: bool) -> list[str]:
     return [f"{letters[index % 26]}{index // 26 + 1}" for index in range(count)]
 
 
-def _nest(text: str, depth: int, split) -> tuple[list[str], tuple[int, ...]]:
+def _nest(text: str, depth: int, split: Callable[[str], Iterator[str]]) -> tuple[list[str], tuple[int, ...]]:
     """Returns the cells of `text` in C order, and its shape with `depth` axes before that of the cells."""
     if depth == 0:
         cells = list(split(text))

@@ -140,7 +140,8 @@ def _load(layer: keras.Layer, store: Any) -> None:
 
 
 def _load_kernel(view: KernelView, store: Any, index: int) -> None:
-    scaling = next((scaling for scaling in SCALINGS if _key(index, scaling) in store.keys()), "values")
+    keys = set(store.keys())  # an entry of a weight file is no dict: it has no `in`
+    scaling = next((scaling for scaling in SCALINGS if _key(index, scaling) in keys), "values")
     value = store[_key(index, scaling)]
     if tuple(value.shape) != tuple(view.theta.shape):
         view.assign(value)

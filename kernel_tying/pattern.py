@@ -131,8 +131,8 @@ class TyingPattern:
         if not isinstance(other, TyingPattern):
             return NotImplemented
         shape = _common_shape(self, other)
-        equalities = [np.concatenate(parts) for parts in zip(_equalities(self, shape), _equalities(other, shape))]
-        return tie(shape, *equalities)
+        both = [_equalities(pattern, shape) for pattern in (self, other)]
+        return tie(shape, *(np.concatenate(parts) for parts in zip(*both, strict=True)))
 
     def refines(self, other: TyingPattern) -> bool:
         """Returns whether every kernel tied by `other` is tied by this pattern too.
@@ -253,7 +253,8 @@ def _check_members(labels: np.ndarray, signs: np.ndarray) -> None:
     """Raises unless every position has a label with a sign of +1 or -1, or is pinned."""
     if signs.shape != labels.shape:
         raise TyingError(
-            f"`signs` must have the shape of `labels`. Received labels of shape {labels.shape} and signs of shape {signs.shape}."
+            f"`signs` must have the shape of `labels`. Received shapes {signs.shape} and {labels.shape}. "
+            "Leave `signs` out if all are +1."
         )
     if not np.isin(signs, (-1, 0, 1)).all():
         raise TyingError(f"A sign is +1, -1 or 0. Received {sorted(set(signs.flat) - {-1, 0, 1})[:3]} among the signs.")
@@ -305,7 +306,7 @@ def _padded(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
 def _lift(pattern: TyingPattern, shape: tuple[int, ...]) -> TyingPattern:
     """Returns the pattern of `shape` that ties the same kernels, each index along a free axis in groups of its own."""
     padded = _padded(pattern.shape, len(shape))
-    copies = tuple(size if own == 1 else 1 for own, size in zip(padded, shape))
+    copies = tuple(size if own == 1 else 1 for own, size in zip(padded, shape, strict=True))
     copy_of = np.arange(np.prod(copies)).reshape(copies)
     labels = np.broadcast_to(pattern.labels.reshape(padded), shape)
     signs = np.broadcast_to(pattern.signs.reshape(padded), shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Union
+from typing import cast
 
 import keras
 
@@ -14,7 +14,7 @@ from kernel_tying.kernels import KERNELS, LayerTying, kernel_names, misfit, refu
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, find_sites, tied_kernels
 
-Patterns = Union[LayerTying, Mapping[str, Union[LayerTying, None]], Callable[[keras.Layer], Union[LayerTying, None]]]
+Patterns = LayerTying | Mapping[str, LayerTying | None] | Callable[[keras.Layer], LayerTying | None]
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _check_untied(site: Site) -> None:
 def _chooser(patterns: Patterns, sites: list[Site]) -> Callable[[Site], _Choice]:
     """Returns the function that chooses what is meant for a site."""
     if isinstance(patterns, (TyingPattern, str)) or _names_kernels(patterns):
-        return lambda site: _Choice(patterns)
+        return lambda site: _Choice(cast(LayerTying, patterns))
     if isinstance(patterns, Mapping):
         _check_exact_names(patterns, sites)
         return lambda site: _choice_by_name(patterns, site)

@@ -88,13 +88,12 @@ class _StockStore(dict):
 
 def variable_pairs(source: keras.Layer, target: keras.Layer) -> VariablePairs:
     """Returns the variables of two copies of a model, paired by position; free weights pair with kernels."""
-    pairs = zip(source.variables, target.variables)
     if len(source.variables) != len(target.variables):
         raise TyingError(
-            f"A copy of a model has the variables of the model. Received {source.name!r} with {len(source.variables)} variables, "
-            f"whose config describes {len(target.variables)}. Use mode='constraint', which changes layers in place."
+            f"A copy of a model has the variables of the model. Received {source.name!r} of {len(source.variables)} variables "
+            f"and a config that describes {len(target.variables)}. Use mode='constraint', which changes layers in place."
         )
-    return list(pairs)
+    return list(zip(source.variables, target.variables, strict=True))
 
 
 def _pairs(source: keras.Layer, target: keras.Layer) -> Iterator[tuple[keras.Layer, keras.Layer]]:
@@ -120,7 +119,7 @@ def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -
 def _fresh_optimizer(optimizer: Any, pairs: VariablePairs) -> Any:
     """Returns an optimizer of the same configuration and iteration count, without slots."""
     copy = fresh(optimizer)
-    for old, new in zip(keras_private.inner_optimizers(optimizer), keras_private.inner_optimizers(copy)):
+    for old, new in zip(keras_private.inner_optimizers(optimizer), keras_private.inner_optimizers(copy), strict=True):
         new.iterations.assign(old.iterations)
         keras_private.copy_weight_decay_exclusions(old, new, pairs)
     return copy

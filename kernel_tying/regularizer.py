@@ -39,7 +39,7 @@ class TyingPenalty(keras.regularizers.Regularizer):
             raise TyingError(
                 f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01."
             )
-        self.strength = float(strength)
+        self.strength: float = float(strength)
 
     def __call__(self, kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)

@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.table import Table
 
 from kernel_tying import keras_private, notes
@@ -19,7 +20,7 @@ from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import serialize_pattern
 from kernel_tying.parameterization import Tied
 from kernel_tying.pattern import TyingPattern
-from kernel_tying.sites import Site, TiedKernel, all_tied_kernels, find_sites, tied_kernels
+from kernel_tying.sites import Site, TiedKernel, find_sites, some_tied_kernels, tied_kernels
 
 
 def tying_error(model_or_layer: keras.Layer) -> float:
@@ -30,11 +31,7 @@ def tying_error(model_or_layer: keras.Layer) -> float:
     Raises:
         TyingError: nothing is tied, or a tied layer is not built.
     """
-    kernels = all_tied_kernels(model_or_layer)
-    if not kernels:
-        raise TyingError(
-            f"Only tied kernels have a tying error. Received {model_or_layer.name!r}, of which nothing is tied. Call `apply_tying`."
-        )
+    kernels = some_tied_kernels(model_or_layer)
     unbuilt = [kernel.site.path for kernel in kernels if kernel.variable is None]
     if unbuilt:
         raise TyingError(
@@ -115,21 +112,27 @@ class TyingReport:
             "rows": [{**asdict(row), "pattern": row.pattern and serialize_pattern(row.pattern)} for row in self.rows],
         }
 
-    def __rich__(self) -> Table:
-        return _table(self)
+    def __rich__(self) -> Group:
+        table = Table(title=_title(self), box=box.SIMPLE_HEAD)
+        for name in COLUMNS:
+            table.add_column(name, no_wrap=name in ("kernel", "mode"))
+        for cells in _cells(self):
+            table.add_row(*cells)
+        return Group(table, *_untied(self))
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=160, record=True)
+        console = Console(file=io.StringIO(), width=120, record=True)
         console.print(self)
         return console.export_text()
 
     def _repr_html_(self) -> str:
         header = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
-        return f"<table><caption>{html.escape(_title(self))}</caption><tr>{header}</tr>{rows}</table>"
+        rows = "".join(f"<tr>{''.join(map(_html_cell, cells))}</tr>" for cells in _cells(self))
+        untied = "".join(f"<li>{html.escape(line)}</li>" for line in _untied(self))
+        return f"<table><caption>{html.escape(_title(self))}</caption><tr>{header}</tr>{rows}</table><ul>{untied}</ul>"
 
 
-COLUMNS = ("layer", "class", "kernel", "mode", "pattern", "free / full weights", "tying error", "lost when tied", "convolution")
+COLUMNS = ("kernel", "mode", "pattern", "free/full", "error", "lost", "convolution")
 
 
 def _rows(site: Site) -> list[ReportRow]:
@@ -149,8 +152,8 @@ def _tied_row(kernel: TiedKernel) -> ReportRow:
         kernel=kernel.name,
         mode=kernel.mode,
         pattern=kernel.pattern,
-        free_weights=shape and math.prod(free_shape(shape, kernel.pattern)),
-        full_weights=shape and math.prod(shape),
+        free_weights=None if shape is None else math.prod(free_shape(shape, kernel.pattern)),
+        full_weights=None if shape is None else math.prod(shape),
         error=None if variable is None else relative_distance(variable, kernel.pattern),
         lost=notes.lost(layer, kernel.name),
         convolution=_convolution(kernel),
@@ -170,36 +173,32 @@ def _title(report: TyingReport) -> str:
     return f"Tying of {report.name}: {len(tied)} tied kernels, {free:,} free of {full:,} weights"
 
 
-def _cells(row: ReportRow) -> tuple[str, ...]:
-    if row.pattern is None:
-        return row.layer, row.layer_class, "", "untied", row.reason, "", "", "", ""
-    text = str(row.pattern) if row.pattern.labels.size <= 49 else repr(row.pattern)
-    counts = "not built" if row.full_weights is None else f"{row.free_weights:,} / {row.full_weights:,}"
-    return (
-        row.layer,
-        row.layer_class,
-        row.kernel,
-        row.mode,
-        text,
-        counts,
-        _number(row.error),
-        _percent(row.lost),
-        row.convolution,
-    )
+def _cells(report: TyingReport) -> list[tuple[str, ...]]:
+    """Returns the cells of the table, for each tied kernel one for each of COLUMNS."""
+    return [
+        (
+            f"{row.layer}.{row.kernel}",
+            row.mode,
+            _grid(row.pattern),
+            "not built" if row.full_weights is None else f"{row.free_weights:,}/{row.full_weights:,}",
+            "" if row.error is None else f"{row.error:.2g}",
+            "" if row.lost is None else f"{row.lost:.0%}",
+            row.convolution,
+        )
+        for row in report.rows
+        if row.pattern is not None
+    ]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else "0" if value == 0 else f"{value:.2g}"
+def _grid(pattern: TyingPattern) -> str:
+    """Returns the notation of a small pattern, row below row, or a summary of a large one."""
+    return str(pattern).strip("/").replace("/", "\n") if pattern.labels.size <= 121 else repr(pattern)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.0%}"
+def _untied(report: TyingReport) -> list[str]:
+    """Returns a line for each untied layer."""
+    return [f"untied: {row.layer} ({row.reason})" for row in report.rows if row.pattern is None]
 
 
-def _table(report: TyingReport) -> Table:
-    table = Table(title=_title(report))
-    for name in COLUMNS:
-        table.add_column(name, overflow="fold")
-    for row in report.rows:
-        table.add_row(*_cells(row), style="dim" if row.pattern is None else None)
-    return table
+def _html_cell(text: str) -> str:
+    return f"<td><pre>{html.escape(text)}</pre></td>"

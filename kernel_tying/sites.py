@@ -11,8 +11,9 @@ import keras
 from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor
 from kernel_tying.constraint import TiedConstraint
+from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import pattern_for
-from kernel_tying.kernels import get_companion, kernel_names, spatial_size
+from kernel_tying.kernels import get_companion, kernel_names, kernel_shape, spatial_size
 from kernel_tying.parameterization import Tied, views
 from kernel_tying.pattern import TyingPattern
 
@@ -109,7 +110,7 @@ def tied_kernels(site: Site) -> list[TiedKernel]:
         constraint = tied_constraint(layer, name)
         if constraint is not None:
             variable = getattr(layer, name) if layer.built else None
-            shape = tuple(variable.shape) if layer.built else (*spatial_size(layer), 1, 1)
+            shape = kernel_shape(layer, name) or (*spatial_size(layer), 1, 1)
             found.append(TiedKernel(site, name, pattern_for(constraint.pattern, shape), "constraint", variable))
     return found
 
@@ -123,3 +124,11 @@ def tied_constraint(layer: keras.Layer, kernel_name: str) -> TiedConstraint | No
 def all_tied_kernels(root: keras.Layer) -> list[TiedKernel]:
     """Returns the tied kernels of a model or layer in the order of the walk."""
     return [kernel for site in find_sites(root) for kernel in tied_kernels(site)]
+
+
+def some_tied_kernels(root: keras.Layer) -> list[TiedKernel]:
+    """Returns the tied kernels of a model or layer, and raises a `TyingError` if there are none."""
+    kernels = all_tied_kernels(root)
+    if not kernels:
+        raise TyingError(f"This needs tied kernels. Received {root.name!r}, of which nothing is tied. Call `apply_tying`.")
+    return kernels

@@ -90,9 +90,8 @@ def kernels(
     """
     sizes = [*pattern.shape, *[1] * free_axes]
     shape = [size if size > 1 else draw(st.integers(1, max_channels)) for size in sizes]
-    width = np.dtype(dtype).itemsize * 8
-    elements = st.floats(-max_magnitude, max_magnitude, width=width, allow_subnormal=False)
-    return draw(hnp.arrays(dtype, shape, elements=elements))
+    elements = hnp.from_dtype(np.dtype(dtype), min_value=-max_magnitude, max_value=max_magnitude, allow_subnormal=False)
+    return draw(hnp.arrays(np.dtype(dtype), tuple(shape), elements=elements))
 
 
 @st.composite
@@ -147,7 +146,7 @@ def conv_layers(
 def dense_basis(pattern: TyingPattern) -> np.ndarray:
     """Returns the matrix `B` of `kernel = B @ free_weights`: one row for each position, one column for each group."""
     basis = np.zeros((pattern.labels.size, pattern.num_free))
-    for position, (label, sign) in enumerate(zip(pattern.labels.flat, pattern.signs.flat)):
+    for position, (label, sign) in enumerate(zip(pattern.labels.flat, pattern.signs.flat, strict=True)):
         if sign:
             basis[position, label] = sign
     return basis

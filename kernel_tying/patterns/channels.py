@@ -32,10 +32,10 @@ def per_filter(filter_patterns: Sequence[TyingPattern]) -> TyingPattern:
             f"`per_filter` needs one pattern for each filter, all of the same shape. Received shapes {sorted(shapes)}. "
             "`free(size)` leaves a filter untied."
         )
-    first_label = np.cumsum([0] + [pattern.num_free for pattern in filter_patterns])
-    labels = [np.where(pattern.signs == 0, -1, pattern.labels + first) for pattern, first in zip(filter_patterns, first_label)]
-    signs = [pattern.signs for pattern in filter_patterns]
-    return TyingPattern(np.stack(labels, axis=-1)[..., None, :], np.stack(signs, axis=-1)[..., None, :])
+    signs = np.stack([pattern.signs for pattern in filter_patterns], axis=-1)
+    first_label = np.cumsum([0] + [pattern.num_free for pattern in filter_patterns[:-1]])
+    labels = np.stack([pattern.labels for pattern in filter_patterns], axis=-1) + first_label
+    return TyingPattern(np.where(signs == 0, -1, labels)[..., None, :], signs[..., None, :])
 
 
 def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: int) -> TyingPattern:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from kernel_tying.errors import TyingError
 
 def kernel_size(size: int | Sequence[int], name: str = "size") -> tuple[int, ...]:
     """Returns `size` as a tuple of positive integers; a bare integer is one axis."""
+    lengths: Any = [size] if np.isscalar(size) else size
     try:
-        sizes = tuple(operator.index(length) for length in ([size] if np.isscalar(size) else size))
+        sizes = tuple(operator.index(length) for length in lengths)
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 1:
@@ -31,4 +33,4 @@ def square_size(size: Sequence[int], family: str, way_out: str) -> tuple[int, in
 
 def offsets(size: tuple[int, ...]) -> np.ndarray:
     """Returns twice the offset of each position from the centre, integers of shape `(*size, len(size))`."""
-    return 2 * np.stack(np.indices(size), axis=-1) - (np.array(size) - 1)
+    return 2 * np.moveaxis(np.indices(size), 0, -1) - (np.array(size) - 1)

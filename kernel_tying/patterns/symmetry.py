@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def mirror(size: Sequence[int], axis: int | Sequence[int] = -1, antisymmetric: b
     """
     sizes = kernel_size(size)
     axes = [_axis(one, sizes) for one in (axis if isinstance(axis, Sequence) else [axis])]
-    return from_symmetry(sizes, [_signed(lambda kernel, axis=one: np.flip(kernel, axis), antisymmetric) for one in axes])
+    return from_symmetry(sizes, [_signed(partial(np.flip, axis=one), antisymmetric) for one in axes])
 
 
 def point(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
