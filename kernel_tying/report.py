@@ -18,7 +18,6 @@ from kernel_tying import keras_private, notes
 from kernel_tying.algebra import free_shape, relative_distance
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import serialize_pattern
-from kernel_tying.parameterization import Tied
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, TiedKernel, find_sites, some_tied_kernels, tied_kernels
 
@@ -62,7 +61,7 @@ class ReportRow:
         full_weights: number of entries of the kernel.
         error: `||k - P k|| / ||k||` now, or None if the layer is not built.
         lost: `||k - P k|| / ||k||` when it was tied by projection, as far as known.
-        convolution: how the layer convolves.
+        convolution: how the layer convolves: "kernel" expands the kernel and calls the stock convolution.
         reason: why the layer is not tied; empty for a tied one.
     """
 
@@ -113,9 +112,9 @@ class TyingReport:
         }
 
     def __rich__(self) -> Group:
-        table = Table(title=_title(self), box=box.SIMPLE_HEAD)
+        table = Table(title=_title(self), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for name in COLUMNS:
-            table.add_column(name, no_wrap=name in ("kernel", "mode"))
+            table.add_column(name, overflow="fold")
         for cells in _cells(self):
             table.add_row(*cells)
         return Group(table, *_untied(self))
@@ -132,7 +131,7 @@ class TyingReport:
         return f"<table><caption>{html.escape(_title(self))}</caption><tr>{header}</tr>{rows}</table><ul>{untied}</ul>"
 
 
-COLUMNS = ("kernel", "mode", "pattern", "free/full", "error", "lost", "convolution")
+COLUMNS = ("kernel", "mode", "pattern", "free/full", "error", "lost", "convolves")
 
 
 def _rows(site: Site) -> list[ReportRow]:
@@ -156,15 +155,9 @@ def _tied_row(kernel: TiedKernel) -> ReportRow:
         full_weights=None if shape is None else math.prod(shape),
         error=None if variable is None else relative_distance(variable, kernel.pattern),
         lost=notes.lost(layer, kernel.name),
-        convolution=_convolution(kernel),
+        convolution="kernel",
         key=kernel.site.key,
     )
-
-
-def _convolution(kernel: TiedKernel) -> str:
-    """Returns the way in which a layer convolves, and the option that led to it where there was one."""
-    holder = kernel.site.holder
-    return f"kernel ({holder.convolution})" if isinstance(holder, Tied) and holder.convolution != "kernel" else "kernel"
 
 
 def _title(report: TyingReport) -> str:
