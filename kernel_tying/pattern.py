@@ -240,7 +240,10 @@ def _integer_array(values: ArrayLike, name: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError) as error:
-        raise TyingError(f"`{name}` must be an array of integers with rows of equal length. Received: {error}.") from error
+        raise TyingError(
+            f"`{name}` must be an array of integers with rows of equal length. Received {values!r:.200} ({error}). "
+            "Pin the positions that should be empty with -1."
+        ) from error
     if array.dtype.kind not in "iu" or array.size == 0 or array.ndim == 0:
         raise TyingError(
             f"`{name}` must be a non-empty array of integers with rows of equal length. "
@@ -257,7 +260,10 @@ def _check_members(labels: np.ndarray, signs: np.ndarray) -> None:
             "Leave `signs` out if all are +1."
         )
     if not np.isin(signs, (-1, 0, 1)).all():
-        raise TyingError(f"A sign is +1, -1 or 0. Received {sorted(set(signs.flat) - {-1, 0, 1})[:3]} among the signs.")
+        others = sorted(set(signs.ravel().tolist()) - {-1, 0, 1})
+        raise TyingError(
+            f"A sign is +1, -1 or 0. Received {others[:3]} among the signs. Write -1 for a negative member, 0 for a pinned one."
+        )
     if labels.min() < -1:
         raise TyingError(f"A label is -1 (pinned to zero), 0, 1, ... Received label {labels.min()}. Number the groups from 0.")
     if ((labels == -1) & (signs != 0)).any():
