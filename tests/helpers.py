@@ -1,0 +1,58 @@
+"""Oracles in plain NumPy and gradients, shared by the tests."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kernel_tying as kt
+from kernel_tying.testing import dense_basis
+
+
+def dense_expand(free, pattern):
+    """Returns `B theta` in float64."""
+    return _matrix_along_tied_axes(dense_basis(pattern), free, pattern, [size for size in pattern.shape if size > 1])
+
+
+def dense_average(kernel, pattern):
+    """Returns `pinv(B) kernel` in float64."""
+    ones = [1] * (sum(size > 1 for size in pattern.shape) - 1)
+    return _matrix_along_tied_axes(np.linalg.pinv(dense_basis(pattern)), kernel, pattern, [pattern.num_free, *ones])
+
+
+def dense_project(kernel, pattern):
+    """Returns `B pinv(B) kernel` in float64."""
+    return dense_expand(dense_average(kernel, pattern), pattern)
+
+
+def dense_adjoint(kernel, pattern):
+    """Returns `B^T kernel` in float64."""
+    ones = [1] * (sum(size > 1 for size in pattern.shape) - 1)
+    return _matrix_along_tied_axes(dense_basis(pattern).T, kernel, pattern, [pattern.num_free, *ones])
+
+
+def _matrix_along_tied_axes(matrix, array, pattern, sizes):
+    tied = [axis for axis, size in enumerate(pattern.shape) if size > 1]
+    moved = np.moveaxis(np.asarray(array, "float64"), tied, range(len(tied)))
+    product = matrix @ moved.reshape(matrix.shape[1], -1)
+    return np.moveaxis(product.reshape(*sizes, *moved.shape[len(tied) :]), range(len(tied)), tied)
+
+
+def gradient(function, value, upstream=None):
+    """Returns the gradient of `function` at the array `value`, as TensorFlow gives it, not converted."""
+    variable = keras.Variable(value)
+    with tf.GradientTape() as tape:
+        output = function(variable)
+    return tape.gradient(output, variable.value, output_gradients=upstream)
+
+
+def array(tensor):
+    """Returns a tensor of the backend as a NumPy array."""
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def refuses(received):
+    """Expects a TyingError of three parts: a rule, `received` behind the word Received, a way out."""
+    return pytest.raises(kt.TyingError, match=rf"(?s)^.+[.!?] Received.*{re.escape(received)}.*[.!?] .+\.$")
