@@ -107,4 +107,7 @@ def _reshape(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return cells.reshape(shape)
     except (ValueError, TypeError):
-        raise TyingError(f"`shape` must hold all cells of the text. Received {cells.size} cells and shape={shape!r}.") from None
+        raise TyingError(
+            f"`shape` must hold all cells of the text. Received {cells.size} cells and shape={shape!r}. "
+            "Write one cell for each position, '.' for those pinned to zero."
+        ) from None
