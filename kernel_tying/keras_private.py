@@ -120,6 +120,12 @@ def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
     return list(layer._seed_generators)
 
 
+def copy_lambda(layer: keras.layers.Lambda) -> keras.layers.Lambda:
+    """Returns a new Lambda layer with the same function, which a config would carry as unsafe code without its globals."""
+    base_config = keras.Layer.get_config(layer)
+    return type(layer)(layer.function, layer._output_shape, layer.mask, layer.arguments, **base_config)
+
+
 class TransparentWrapper(keras.layers.Wrapper):
     """A wrapper that leaves no trace in the paths of variables: the layer inside is named as if it stood alone."""
 

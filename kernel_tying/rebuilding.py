@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
 from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
@@ -34,6 +35,8 @@ def rebuild(model: keras.Layer, copy_layer: Copier) -> keras.Layer:
 
 def fresh(operation: Any) -> Any:
     """Returns a new layer or operation of the same configuration."""
+    if isinstance(operation, keras.layers.Lambda):
+        return keras_private.copy_lambda(operation)
     return type(operation).from_config(operation.get_config())
 
 
@@ -64,11 +67,12 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         if new.trainable != old.trainable:
             new.trainable = old.trainable
         for old_seed, new_seed in zip(keras_private.seed_generators(old), keras_private.seed_generators(new), strict=True):
-            new_seed.state.assign(old_seed.state)
+            new_seed.state.assign(ops.copy(old_seed.state))
         if old.built and new.built:
             store: dict[str, Any] = {}
             old.save_own_variables(store if views(new) else _StockStore(old, store))
-            new.load_own_variables(store)
+            # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
+            new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
     for old, new in variable_pairs(source, target):
         if new.trainable != old.trainable:
             new.trainable = old.trainable
