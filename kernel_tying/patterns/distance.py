@@ -13,7 +13,8 @@ from kernel_tying.patterns.sizes import kernel_size, offsets
 def radial(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern that ties positions at the same Euclidean distance from the centre.
 
-    For square kernels it equals `dihedral` up to 9x9; from 11x11 on it is coarser, since 3^2 + 4^2 = 0^2 + 5^2.
+    For square kernels of odd size it equals `dihedral` up to 9x9; from 11x11 on it is coarser, since 3^2 + 4^2 = 0^2 + 5^2.
+    For even sizes it is coarser from 8x8 on, since 0.5^2 + 3.5^2 = 2.5^2 + 2.5^2.
 
     >>> radial((3, 3))
     TyingPattern.parse('ABA/BCB/ABA')
