@@ -21,10 +21,13 @@ def mask(array: ArrayLike) -> TyingPattern:
     >>> mask([[1, 0], [1, 1]])
     TyingPattern.parse('A./BC')
     """
-    keep = np.asarray(array)
+    try:
+        keep = np.asarray(array)
+    except ValueError:
+        keep = np.empty(0, object)
     if keep.dtype.kind not in "biu" or not np.isin(keep, (0, 1)).all():
         raise TyingError(
-            f"A mask is an array of booleans, or of integers 0 and 1. Received dtype={keep.dtype}. Compare first: `array != 0`."
+            f"A mask is an array of booleans, or of integers 0 and 1. Received {array!r:.200}. Compare first: `array != 0`."
         )
     return TyingPattern(np.where(keep, np.arange(keep.size).reshape(keep.shape), -1))
 
