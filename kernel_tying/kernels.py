@@ -104,6 +104,24 @@ def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
         raise TyingError(
             f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}"
         )
+    return _patterns_by_kernel(layer, tying)
+
+
+def misfit(layer: keras.Layer, tying: LayerTying) -> str | None:
+    """Returns why a tying that was given for many layers does not mean `layer`, or None if it does."""
+    if not kernel_names(layer):
+        return refusal(layer)
+    size = spatial_size(layer)
+    if isinstance(tying, TyingPattern) and len(tying.shape) == len(size) and tying.shape != size:
+        return f"kernel_size={size} differs from the pattern's shape {tying.shape}"
+    try:
+        _patterns_by_kernel(layer, tying)
+    except TyingError as error:
+        return f"kernel_size={size} has no axis to tie" if max(size) == 1 else _first_sentences(error)
+    return None
+
+
+def _patterns_by_kernel(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
     names = kernel_names(layer)
     by_kernel = tying if isinstance(tying, Mapping) else {names[0]: tying}
     unknown = [name for name in by_kernel if name not in names]
@@ -112,22 +130,6 @@ def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
             f"The kernels of layer {layer.name!r} are {names}. Received {list(by_kernel)}. Use one of these names."
         )
     return {name: _pattern_for(layer, name, validate(pattern)) for name, pattern in by_kernel.items()}
-
-
-def misfit(layer: keras.Layer, tying: LayerTying) -> str | None:
-    """Returns why `layer` is passed over by a tying that was given for many layers, or None if it takes it."""
-    if not kernel_names(layer):
-        return refusal(layer)
-    try:
-        resolve(layer, tying)
-    except TyingError as error:
-        if refusal(layer) is not None:
-            raise
-        size = spatial_size(layer)
-        return f"kernel_size={size} has no axis to tie" if max(size) == 1 else _first_sentences(error)
-    if isinstance(tying, TyingPattern) and len(tying.shape) == len(spatial_size(layer)) and tying.shape != spatial_size(layer):
-        return f"kernel_size={spatial_size(layer)} differs from the pattern's shape {tying.shape}"
-    return None
 
 
 def _first_sentences(error: TyingError) -> str:

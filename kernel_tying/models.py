@@ -73,8 +73,8 @@ def apply_tying(
     (208, 80)
     """
     _check_arguments(model_or_layer, mode, init, scaling, convolution)
+    _check_built(model_or_layer)
     plan = make_plan(model_or_layer, patterns)
-    _check_built(model_or_layer, plan)
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     if mode == "constraint":
         tied_root = _constrain(model_or_layer, plan, init)
@@ -149,9 +149,10 @@ def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution:
         )
 
 
-def _check_built(root: keras.Layer, plan: Plan) -> None:
-    """Raises unless all layers to be tied inside layers with code of their own have their kernels."""
-    unbuilt = [site.path for site, _ in plan.ties if not site.is_described and not site.layer.built]
+def _check_built(root: keras.Layer) -> None:
+    """Raises unless layers inside layers with code of their own have their kernels."""
+    sites = find_sites(root)
+    unbuilt = [site.path for site in sites if not site.is_described and kernel_names(site.layer) and not site.layer.built]
     if unbuilt or (isinstance(root, keras.Model) and not is_rebuildable(root) and not root.built):
         raise TyingError(
             "A subclassed model is tied after it is built. "

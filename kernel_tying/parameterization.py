@@ -19,6 +19,7 @@ from kernel_tying.pattern import TyingPattern
 
 SCALINGS = ("values", "orthonormal")
 CONVOLUTIONS = ("auto", "kernel", "group_sums")
+_STOCK_METHODS = "_stock_methods"
 
 
 class KernelView(keras_private.VariableView):
@@ -85,13 +86,21 @@ def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scali
         keras_private.replace_variable(layer, stock, view.theta)
         keras_private.set_untracked(layer, attribute, view)
         setattr(layer, _free_attribute(name), view.theta)  # for backends that find variables by attribute, as SavedModel does
-    layer.save_own_variables = lambda store: _save(layer, store)
-    layer.load_own_variables = lambda store: _load(layer, store)
-    layer.enable_lora = layer.quantize = lambda *_, **__: _refuse(layer)
+    methods = {
+        "save_own_variables": lambda store: _save(layer, store),
+        "load_own_variables": lambda store: _load(layer, store),
+        "enable_lora": lambda *_, **__: _refuse(layer),
+        "quantize": lambda *_, **__: _refuse(layer),
+    }
+    # Keras sets some methods on the instance itself, so what was there is kept.
+    vars(layer)[_STOCK_METHODS] = {name: vars(layer)[name] for name in methods if name in vars(layer)}
+    vars(layer).update(methods)
 
 
 def deparameterize(layer: keras.Layer) -> None:
     """Puts stock kernel variables that hold the same values in the place of the tied kernels."""
+    if not views(layer):
+        return
     for name, view in views(layer).items():
         value = view.value
         stock = keras_private.variable_like(view, lambda *_, value=value, **__: value, tuple(view.shape), autocast=True)
@@ -102,7 +111,8 @@ def deparameterize(layer: keras.Layer) -> None:
         del vars(layer)[_free_attribute(name)], vars(layer)[attribute]
         setattr(layer, attribute, stock)
     for name in ("save_own_variables", "load_own_variables", "enable_lora", "quantize"):
-        vars(layer).pop(name, None)
+        del vars(layer)[name]
+    vars(layer).update(vars(layer).pop(_STOCK_METHODS))
 
 
 def _free_attribute(kernel_name: str) -> str:

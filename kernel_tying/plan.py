@@ -10,6 +10,7 @@ from typing import cast
 import keras
 
 from kernel_tying.errors import TyingError
+from kernel_tying.identifiers import validate
 from kernel_tying.kernels import KERNELS, LayerTying, kernel_names, misfit, refusal, resolve
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, find_sites, tied_kernels
@@ -77,9 +78,13 @@ def _check_untied(site: Site) -> None:
 def _chooser(patterns: Patterns, sites: list[Site]) -> Callable[[Site], _Choice]:
     """Returns the function that chooses what is meant for a site."""
     if isinstance(patterns, (TyingPattern, str)) or _names_kernels(patterns):
-        return lambda site: _Choice(cast(LayerTying, patterns))
+        tying = cast(LayerTying, patterns)
+        _check_tying(tying)
+        return lambda site: _Choice(tying)
     if isinstance(patterns, Mapping):
-        _check_exact_names(patterns, sites)
+        _check_names(patterns, sites)
+        for named_tying in patterns.values():
+            _check_tying(named_tying)
         return lambda site: _choice_by_name(patterns, site)
     if callable(patterns):
         return lambda site: _choice_by_call(patterns, site)
@@ -87,6 +92,12 @@ def _chooser(patterns: Patterns, sites: list[Site]) -> Callable[[Site], _Choice]
         "`patterns` is a TyingPattern, the name of a family, a dict from layer names, or a callable from layers. "
         f"Received {patterns!r:.200}. Text notation goes through `TyingPattern.parse`."
     )
+
+
+def _check_tying(tying: LayerTying | None) -> None:
+    """Raises unless `tying` is made of patterns and names of families."""
+    for pattern in tying.values() if isinstance(tying, Mapping) else () if tying is None else (tying,):
+        validate(pattern)
 
 
 def _names_kernels(patterns: Patterns) -> bool:
@@ -104,7 +115,7 @@ def _exact_names(site: Site) -> set[str]:
     return {*site.paths, site.holder.name, site.position}
 
 
-def _check_exact_names(patterns: Mapping[str, LayerTying | None], sites: list[Site]) -> None:
+def _check_names(patterns: Mapping[str, LayerTying | None], sites: list[Site]) -> None:
     known = set().union(*map(_exact_names, sites))
     unknown = [name for name in patterns if not _is_glob(name) and name not in known]
     if unknown:
@@ -130,6 +141,6 @@ def _choice_by_name(patterns: Mapping[str, LayerTying | None], site: Site) -> _C
 
 
 def _choice_by_call(patterns: Callable[[keras.Layer], LayerTying | None], site: Site) -> _Choice:
-    if refusal(site.layer) is not None and not kernel_names(site.layer):
+    if not kernel_names(site.layer):
         return _Choice(None, reason=str(refusal(site.layer)))
     return _Choice(patterns(site.layer), is_named=True, reason="left out by the callable")

@@ -136,6 +136,8 @@ def conv_layers(
         spacing: draw(st.integers(1, 2)),
         "use_bias": draw(st.booleans()),
         "activation": draw(st.sampled_from([None, "relu", "tanh"])),
+        # Without a seed, Keras asks the `random` module for one, which Hypothesis deprecates inside strategies.
+        "kernel_initializer": keras.initializers.GlorotUniform(seed=draw(st.integers(0, 99))),
     }
     layer = CONVOLUTIONS[rank - 1](filters, **{**drawn, **options})
     spatial = [2 * length + 1 for length in size]
