@@ -18,7 +18,7 @@ from kernel_tying.parameterization import Tied, check_options, deparameterize, p
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
 from kernel_tying.rebuilding import fresh, rebuild, recompile
-from kernel_tying.sites import Site, find_sites, is_rebuildable, some_tied_kernels, tied_constraint
+from kernel_tying.sites import Site, all_tied_kernels, find_sites, is_rebuildable, some_tied_kernels, tied_constraint
 
 MODES = ("constraint", "parameterization")
 INITS = ("project", "redraw")
@@ -78,7 +78,7 @@ def apply_tying(
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     if mode == "constraint":
         tied_root = _constrain(model_or_layer, plan, init)
-    elif all(site.is_described for site, _ in plan.ties):
+    elif _can_rebuild(model_or_layer, plan):
         tied_root = _rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
         tied_root = _parameterize_in_place(model_or_layer, plan, init, scaling)
@@ -195,6 +195,13 @@ def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: 
     initializer = get_companion(layer, name, "initializer")
     base = initializer.initializer if isinstance(initializer, TiedInitializer) else initializer
     return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
+
+
+def _can_rebuild(root: keras.Layer, plan: Plan) -> bool:
+    """Returns whether a rebuilt model describes all tyings: those of the plan, and those that are there already."""
+    return all(
+        site.is_described for site in [*(site for site, _ in plan.ties), *(kernel.site for kernel in all_tied_kernels(root))]
+    )
 
 
 def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
