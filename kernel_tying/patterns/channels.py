@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,8 @@ def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: 
     channels = kernel_size((in_channels, filters, blocks), "(in_channels, filters, blocks)")[:2]
     if in_channels % blocks or filters % blocks:
         raise TyingError(
-            f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels."
+            f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels. "
+            f"The largest number that fits is {math.gcd(*channels)}."
         )
     (row, column), part = np.indices(channels), np.array(channels) // blocks
     label = (row % part[0]) * part[1] + column % part[1]

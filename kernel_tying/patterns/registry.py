@@ -35,7 +35,10 @@ def register(name: str, function: Family) -> None:
     TyingPattern.parse('A.-A/')
     """
     if not isinstance(name, str) or not name or not callable(function):
-        raise TyingError(f"A family is a function under a name. Received name={name!r}, function={function!r}.")
+        raise TyingError(
+            f"A family is a function under a name. Received name={name!r}, function={function!r}. "
+            "Example: register('mine', mirror)."
+        )
     registered = _families.get(name)
     if getattr(registered, "__name__", "") == name and registered.__module__.startswith(__package__):
         raise TyingError(f"The families of this package keep their names. Received name={name!r}. Choose another name.")
@@ -57,7 +60,8 @@ def named(name: str, size: tuple[int, ...]) -> TyingPattern:
     pattern = _families[name](tuple(size))
     if not isinstance(pattern, TyingPattern) or pattern.shape != tuple(size):
         raise TyingError(
-            f"A family returns a pattern of the shape it is asked for. Received {pattern!r} from {name!r} for {size}."
+            f"A family returns a pattern of the shape it is asked for. Received {pattern!r} from {name!r} for {size}. "
+            "Raise a TyingError in the family for sizes that it does not fit."
         )
     return pattern
 

@@ -40,5 +40,8 @@ def tile(size: Sequence[int], repeats: Sequence[int]) -> TyingPattern:
     """
     sizes, times = kernel_size(size), kernel_size(repeats, "repeats")
     if len(sizes) != len(times):
-        raise TyingError(f"`size` and `repeats` have one entry for each axis. Received size={sizes}, repeats={times}.")
+        raise TyingError(
+            f"`size` and `repeats` have one entry for each axis. Received size={sizes}, repeats={times}. "
+            "Repeat an axis once to leave it as it is."
+        )
     return TyingPattern(np.tile(np.arange(np.prod(sizes)).reshape(sizes), times))

@@ -19,7 +19,7 @@ def kernel_size(size: int | Sequence[int], name: str = "size") -> tuple[int, ...
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise TyingError(f"`{name}` is a tuple of positive integers such as (5, 5). Received {name}={size!r}.")
+        raise TyingError(f"`{name}` is a tuple of positive integers. Received {name}={size!r}. Example: (5, 5).")
     return sizes
 
 

@@ -74,7 +74,9 @@ def rotation(size: Sequence[int], order: int = 4, antisymmetric: bool = False) -
     TyingPattern.parse('ABA/BCB/ABA')
     """
     if order not in (2, 4):
-        raise TyingError(f"A rotation that maps a square grid onto itself has order 2 or 4. Received order={order!r}.")
+        raise TyingError(
+            f"A rotation that maps a square grid onto itself has order 2 or 4. Received order={order!r}. Use 4 or 2."
+        )
     if order == 2:
         sizes = kernel_size(size)
         if len(sizes) != 2:
@@ -115,7 +117,10 @@ def _axis(axis: int, sizes: tuple[int, ...]) -> int:
     try:
         return range(len(sizes))[operator.index(axis)]
     except (IndexError, TypeError):
-        raise TyingError(f"`axis` is an axis of the kernel size. Received axis={axis!r} for size={sizes}.") from None
+        raise TyingError(
+            f"`axis` is an axis of the kernel size. Received axis={axis!r} for size={sizes}. "
+            f"Use {-len(sizes)} to {len(sizes) - 1}, or a tuple of these."
+        ) from None
 
 
 def _signed_permutation(generator: Generator, sizes: tuple[int, ...]) -> np.ndarray:
