@@ -180,7 +180,7 @@ def check_options(scaling: str, convolution: str) -> None:
     """Raises a `TyingError` unless both options have one of their values."""
     for name, value, values in (("scaling", scaling, SCALINGS), ("convolution", convolution, CONVOLUTIONS)):
         if value not in values:
-            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}.")
+            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}. Use one of these.")
 
 
 @keras.saving.register_keras_serializable(package="kernel_tying")
@@ -279,7 +279,9 @@ class Tied(keras_private.TransparentWrapper):
 
     def get_config(self) -> dict[str, Any]:
         pattern = {name: serialize_pattern(pattern) for name, pattern in self._patterns.items()}
-        return {**super().get_config(), "pattern": pattern, "scaling": self.scaling, "convolution": self.convolution}
+        config = super().get_config()
+        config["layer"].pop("build_config", None)  # else the layer builds itself untied, and averaging shrinks its kernel
+        return {**config, "pattern": pattern, "scaling": self.scaling, "convolution": self.convolution}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Tied:
