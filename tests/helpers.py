@@ -56,3 +56,17 @@ def array(tensor):
 def refuses(received):
     """Expects a TyingError of three parts: a rule, `received` behind the word Received, a way out."""
     return pytest.raises(kt.TyingError, match=rf"(?s)^.+[.!?] Received.*{re.escape(received)}.*[.!?] .+\.$")
+
+
+def gradients(loss, variables):
+    """Returns the gradients of `loss()` in Keras variables as arrays."""
+    with tf.GradientTape() as tape:
+        value = loss()
+    return [array(one) for one in tape.gradient(value, [variable.value for variable in variables])]
+
+
+def root_sizes(pattern, rank):
+    """Returns the square roots of the group sizes in the shape of free weights of `rank` axes."""
+    shape = np.ones(rank, int)
+    shape[np.flatnonzero(np.array(pattern.shape) > 1)[0]] = -1
+    return np.linalg.norm(dense_basis(pattern), axis=0).reshape(shape)
