@@ -5,8 +5,9 @@ import inspect
 import re
 from pathlib import Path
 
-import kernel_tying as kt
 import pytest
+
+import kernel_tying as kt
 
 API = Path(__file__).parent.parent / "docs" / "api.md"
 MODULES = ("kernel_tying", "kernel_tying.patterns", "kernel_tying.testing", "kernel_tying.plotting")
@@ -60,9 +61,7 @@ def test_public_name_has_a_docstring_that_opens_with_one_sentence(name):
 
 def test_public_properties_have_docstrings():
     classes = [value for value in vars(kt).values() if inspect.isclass(value)]
-    properties = [
-        member for cls in classes for name, member in vars(cls).items() if isinstance(member, property) and name[0] != "_"
-    ]
+    properties = [member for cls in classes for member in vars(cls).values() if isinstance(member, property) and name[0] != "_"]
 
     assert properties
     assert [member for member in properties if not member.__doc__] == []
