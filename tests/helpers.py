@@ -65,6 +65,13 @@ def gradients(loss, variables):
     return [array(one) for one in tape.gradient(value, [variable.value for variable in variables])]
 
 
+def train_step(loss, variables, optimizer):
+    """Takes a step by hand, with gradients as TensorFlow gives them: a sparse one must reach the optimizer as it is."""
+    with tf.GradientTape() as tape:
+        value = optimizer.scale_loss(loss())
+    optimizer.apply(tape.gradient(value, [variable.value for variable in variables]), variables)
+
+
 def root_sizes(pattern, rank):
     """Returns the square roots of the group sizes in the shape of free weights of `rank` axes."""
     shape = np.ones(rank, int)

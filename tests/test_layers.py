@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import array, dense_adjoint, dense_average, dense_expand, dense_project, gradients, refuses, root_sizes
+from helpers import array, dense_adjoint, dense_average, dense_expand, dense_project, gradients, refuses, root_sizes, train_step
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -167,15 +167,15 @@ def test_tied_layer_has_the_training_trajectory_of_the_answer(answer_class, patt
 
     for layer in (answer, tied):
         own_optimizer = type(optimizer).from_config(optimizer.get_config())
-        trajectories.append([train_step(layer, own_optimizer, IMAGES) for _ in range(5)])
+        trajectories.append([trained_weights(layer, own_optimizer, IMAGES) for _ in range(5)])
 
     expected = [[as_free(kernel, pattern)] for (kernel,) in trajectories[0]]
     np.testing.assert_allclose(trajectories[1], expected, rtol=1e-4, atol=1e-5)
 
 
-def train_step(layer, optimizer, inputs):
+def trained_weights(layer, optimizer, inputs):
     """Takes one step by hand. Returns the trained weights after it."""
-    optimizer.apply(gradients(lambda: total_loss(layer, inputs), layer.trainable_variables), layer.trainable_variables)
+    train_step(lambda: total_loss(layer, inputs), layer.trainable_variables, optimizer)
     return [array(weight) for weight in layer.trainable_variables]
 
 
@@ -211,7 +211,7 @@ def test_tied_layer_trains_with_every_option_that_the_answers_lacked(answer_clas
     theta = array(tied.free_weights["kernel"]) - rate * free_gradient(kernel_gradient, tied)
     bias = [constrained(stock.bias_constraint, stock.bias - rate * one) for one in bias_gradient]
 
-    trained = train_step(tied, keras.optimizers.SGD(rate), inputs)
+    trained = trained_weights(tied, keras.optimizers.SGD(rate), inputs)
 
     expected = constrained_free(stock.kernel_constraint, theta, tied)
     np.testing.assert_allclose(trained[0], expected, rtol=1e-4, atol=1e-5)
