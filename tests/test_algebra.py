@@ -1,0 +1,280 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import array, dense_adjoint, dense_average, dense_expand, dense_project, gradient, refuses, root_sizes
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kernel_tying as kt
+from kernel_tying.algebra import relative_distance
+from kernel_tying.testing import dense_basis, kernels, patterns, tied_problems
+
+FREE_AXES_IN_THE_MIDDLE = [(3, 1, 2), (1, 3, 2), (2, 1, 1, 3), (3, 3, 1, 4), (1, 1, 2, 2)]
+LOW_PRECISION = ["float16", "bfloat16"]
+SIGNED = kt.TyingPattern.parse("AB-A/.CC")
+
+
+def random_array(*shape, dtype="float32"):
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+def two_groups(shape):
+    """A pattern of two groups, spread at random, with negative members; the last position is pinned."""
+    random = np.random.default_rng(1)
+    labels = random.permutation(np.arange(np.prod(shape) - 1) % 2)
+    signs = random.choice([1, -1], labels.size)
+    return kt.TyingPattern(np.append(labels, -1).reshape(shape), np.append(signs, 0).reshape(shape))
+
+
+def tolerance(kernel):
+    return 1e-5 * max(1.0, float(np.abs(kernel).max()))
+
+
+@given(tied_problems())
+def test_average_of_expanded_free_weights_is_the_free_weights_to_the_bit(problem):
+    pattern, kernel = problem
+    free = array(kt.average(kernel, pattern))
+
+    again = kt.average(kt.expand(free, pattern), pattern)
+
+    np.testing.assert_array_equal(again, free)
+
+
+@given(tied_problems())
+def test_expand_copies_free_weights_as_b_does(problem):
+    pattern, kernel = problem
+    free = array(kt.average(kernel, pattern))
+
+    np.testing.assert_array_equal(kt.expand(free, pattern), dense_expand(free, pattern))
+
+
+@given(tied_problems())
+def test_average_is_the_pseudoinverse_of_b(problem):
+    pattern, kernel = problem
+
+    np.testing.assert_allclose(kt.average(kernel, pattern), dense_average(kernel, pattern), rtol=0, atol=tolerance(kernel))
+
+
+@given(tied_problems())
+def test_project_is_the_orthogonal_projection_onto_the_range_of_b(problem):
+    pattern, kernel = problem
+
+    np.testing.assert_allclose(kt.project(kernel, pattern), dense_project(kernel, pattern), rtol=0, atol=tolerance(kernel))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@given(data=st.data())
+def test_project_is_idempotent_to_the_bit(dtype, data):
+    pattern = data.draw(patterns(max_rank=2))
+    projected = array(kt.project(data.draw(kernels(pattern, dtype=dtype)), pattern))
+
+    np.testing.assert_array_equal(kt.project(projected, pattern), projected)
+
+
+@given(patterns(max_rank=2), st.integers(0, 99))
+def test_project_is_self_adjoint(pattern, seed):
+    first, second = np.random.default_rng(seed).normal(size=(2, *pattern.shape, 2, 1))
+
+    left = np.vdot(array(kt.project(first, pattern)), second)
+
+    np.testing.assert_allclose(left, np.vdot(first, array(kt.project(second, pattern))), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", FREE_AXES_IN_THE_MIDDLE)
+def test_free_axes_may_stand_anywhere(shape):
+    pattern = two_groups(shape)
+    kernel = random_array(*(5 if size == 1 else size for size in shape), 2)
+
+    np.testing.assert_allclose(kt.project(kernel, pattern), dense_project(kernel, pattern), atol=1e-6)
+
+
+def test_expand_with_a_free_axis_in_the_middle_is_an_einsum():
+    pattern = two_groups((3, 1, 2))
+    free = random_array(2, 4, 1, 5)
+    expected = np.einsum("xzg,gyof->xyzf", dense_basis(pattern).reshape(3, 2, 2), free)
+
+    np.testing.assert_allclose(kt.expand(free, pattern), expected, atol=1e-6)
+
+
+def test_average_with_a_free_axis_in_the_middle_is_an_einsum():
+    pattern = two_groups((3, 1, 2))
+    kernel = random_array(3, 4, 2, 5)
+    expected = np.einsum("gxz,xyzf->gyf", np.linalg.pinv(dense_basis(pattern)).reshape(2, 3, 2), kernel)
+
+    np.testing.assert_allclose(kt.average(kernel, pattern), expected[:, :, None], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel_shape", "free_shape"),
+    [
+        ((5, 5), (5, 5, 2, 4), (2, 1, 2, 4)),
+        ((1, 5), (7, 5, 2, 4), (7, 2, 2, 4)),
+        ((3, 1, 2), (3, 4, 2, 5), (2, 4, 1, 5)),
+        ((3, 3, 1, 4), (3, 3, 2, 4), (2, 1, 2, 1)),
+        ((3,), (3,), (2,)),
+    ],
+)
+def test_free_weights_hold_the_groups_along_the_first_tied_axis(shape, kernel_shape, free_shape):
+    assert tuple(kt.average(random_array(*kernel_shape), two_groups(shape)).shape) == free_shape
+
+
+@pytest.mark.parametrize("dtype", [*LOW_PRECISION, "float32", "float64"])
+@pytest.mark.parametrize("verb", [kt.average, kt.project])
+def test_dtype_is_kept(verb, dtype):
+    assert keras.backend.standardize_dtype(verb(keras.ops.ones((2, 3, 2, 2), dtype), SIGNED).dtype) == dtype
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 2048.0), ("bfloat16", 256.0)])
+def test_low_precision_is_averaged_in_float32(dtype, value):
+    # The differences from the anchor are 1; their sum in the kernel's own dtype stops growing at `value`.
+    kernel = keras.ops.concatenate([keras.ops.zeros((1,), dtype), keras.ops.ones((int(4 * value) - 1,), dtype)])
+    pattern = kt.patterns.constant(kernel.shape)
+
+    assert float(kt.average(kernel, pattern)[0]) == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 6e4), ("bfloat16", 3e38)])
+def test_sums_of_large_members_do_not_overflow(dtype, largest):
+    kernel = np.full(8, largest, np.dtype(dtype))
+
+    np.testing.assert_array_equal(array(kt.project(kernel, kt.patterns.constant((8,)))), kernel)
+
+
+def test_float64_kernels_are_averaged_in_float64():
+    kernel = random_array(2, 3, 2, 2, dtype="float64")
+
+    np.testing.assert_allclose(kt.project(kernel, SIGNED), dense_project(kernel, SIGNED), rtol=1e-14)
+
+
+@pytest.mark.parametrize(("verb", "oracle"), [(kt.average, dense_average), (kt.project, dense_project)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)])
+def test_nan_and_infinity_stay_in_their_own_group(verb, oracle, bad, position):
+    kernel = random_array(2, 3, 2, 2)
+    expected = array(verb(kernel, SIGNED))
+    hit = np.zeros_like(kernel)
+    hit[(*position, 0, 1)] = 1
+    is_reached = np.abs(oracle(hit, SIGNED)) > 0.1
+    kernel[(*position, 0, 1)] = bad
+
+    result = array(verb(kernel, SIGNED))
+
+    np.testing.assert_array_equal(result[~is_reached], expected[~is_reached])
+    assert not np.isfinite(result[is_reached]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_pinned_positions_are_zero_whatever_the_free_weights_hold(bad):
+    pinned = array(kt.expand(np.full((3, 1, 2, 2), bad, "float32"), SIGNED))[1, 0]
+
+    np.testing.assert_array_equal(pinned, np.zeros((2, 2)))
+
+
+@given(tied_problems())
+def test_gradient_of_expand_is_b_transposed(problem):
+    pattern, kernel = problem
+    free = array(kt.average(kernel, pattern))
+
+    found = gradient(lambda theta: kt.expand(theta, pattern), free, tf.constant(kernel))
+
+    np.testing.assert_allclose(found, dense_adjoint(kernel, pattern), rtol=0, atol=tolerance(kernel))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), *FREE_AXES_IN_THE_MIDDLE])
+@pytest.mark.parametrize("channels", [(), (2,), (2, 3)])
+def test_gradient_of_expand_is_dense(shape, channels):
+    pattern = two_groups(shape)
+    free = array(kt.average(random_array(*shape, *channels), pattern))
+
+    assert isinstance(gradient(lambda theta: kt.expand(theta, pattern), free), tf.Tensor)
+
+
+def test_gradient_of_expand_is_zero_for_what_comes_from_pinned_positions():
+    upstream = np.zeros((2, 3, 1, 1), "float32")
+    upstream[1, 0] = np.nan
+    free = np.full((3, 1, 1, 1), 2.0, "float32")
+
+    found = gradient(lambda theta: kt.expand(theta, SIGNED), free, tf.constant(upstream))
+
+    np.testing.assert_array_equal(found, np.zeros_like(free))
+
+
+@given(tied_problems())
+def test_gradient_of_project_is_the_projection(problem):
+    pattern, kernel = problem
+    upstream = kernel[..., ::-1].copy()
+
+    found = gradient(lambda variable: kt.project(variable, pattern), kernel, tf.constant(upstream))
+
+    np.testing.assert_allclose(found, dense_project(upstream, pattern), rtol=0, atol=tolerance(kernel))
+
+
+@given(tied_problems())
+def test_gradient_of_average_is_b_over_the_group_sizes(problem):
+    pattern, kernel = problem
+    upstream = array(kt.average(kernel, pattern))[..., ::-1].copy()
+    sizes = root_sizes(pattern, upstream.ndim) ** 2
+
+    found = gradient(lambda variable: kt.average(variable, pattern), kernel, tf.constant(upstream))
+
+    np.testing.assert_allclose(found, dense_expand(upstream / sizes, pattern), rtol=0, atol=tolerance(kernel))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 1, 1), (5, 3, 1, 1), (5,), ()])
+@pytest.mark.parametrize("verb", [kt.average, kt.project])
+def test_kernel_of_another_size_is_refused(verb, shape):
+    with refuses(f"(5, 5) for a kernel of shape {shape}"):
+        verb(np.zeros(shape, "float32"), kt.patterns.mirror((5, 5)))
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 1, 1), (15, 5, 1, 1), (1, 15, 1, 1), (14, 1, 1, 1), (15,), ()])
+def test_free_weights_of_another_shape_are_refused(shape):
+    with refuses(f"shape {shape}"):
+        kt.expand(np.zeros(shape, "float32"), kt.patterns.mirror((5, 5)))
+
+
+@given(tied_problems())
+def test_relative_distance_is_the_share_of_the_norm_that_projection_removes(problem):
+    pattern, kernel = problem
+    kernel = kernel.astype("float64")
+    kernel[(0,) * kernel.ndim] += 1.0
+    expected = np.linalg.norm(kernel - dense_project(kernel, pattern)) / np.linalg.norm(kernel)
+
+    np.testing.assert_allclose(relative_distance(kernel, pattern), expected, atol=1e-7)
+
+
+@given(tied_problems())
+def test_relative_distance_of_a_projected_kernel_is_exactly_zero(problem):
+    pattern, kernel = problem
+
+    assert relative_distance(kt.project(kernel, pattern), pattern) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [*LOW_PRECISION, "float32", "float64"])
+@pytest.mark.parametrize("scale", [1.0, 3e4])
+def test_relative_distance_sees_a_single_bit(dtype, scale):
+    kernel = np.full((3, 1, 1), scale, np.dtype(dtype))
+    kernel[2] = np.nextafter(kernel[2], kernel.dtype.type(0))
+
+    assert relative_distance(kernel, kt.patterns.mirror((3,))) > 0.0
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [("float32", 1e-38), ("float32", 1e-30), ("float64", 1e-300)])
+def test_relative_distance_of_tiny_values_does_not_underflow(dtype, tiny):
+    kernel = np.array([[[tiny]], [[-tiny]]], dtype)
+
+    assert relative_distance(kernel, kt.patterns.mirror((2,))) == pytest.approx(1.0)
+
+
+def test_relative_distance_of_the_zero_kernel_is_zero():
+    assert relative_distance(np.zeros((3, 1, 1), "float32"), kt.patterns.mirror((3,))) == 0.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("position", [0, 1])
+def test_relative_distance_of_a_kernel_that_is_not_finite_is_nan(bad, position):
+    kernel = np.zeros((3, 1, 1), "float32")
+    kernel[position] = bad
+
+    assert np.isnan(relative_distance(kernel, kt.patterns.mirror((3,))))
