@@ -137,10 +137,13 @@ def project_kernels(model_or_layer: keras.Layer) -> None:
 
 def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution: str) -> None:
     if not isinstance(root, keras.Layer):
-        raise TyingError(f"`apply_tying` takes a Keras model or layer. Received {root!r:.200}.")
+        raise TyingError(
+            f"`apply_tying` takes a Keras model or layer. Received {root!r:.200}. Pass the model, then the patterns: "
+            "apply_tying(model, 'mirror')."
+        )
     for name, value, values in (("mode", mode, MODES), ("init", init, INITS)):
         if value not in values:
-            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}.")
+            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}. Use one of these.")
     check_options(scaling, convolution)
     if mode == "constraint" and (scaling != "values" or convolution == "group_sums"):
         raise TyingError(
