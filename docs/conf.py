@@ -2,8 +2,12 @@
 
 import doctest
 import os
+import re
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from sphinx.util.inspect import signature as inspect_signature
+from sphinx.util.inspect import stringify_signature
 
 import kernel_tying
 
@@ -21,6 +25,7 @@ myst_heading_anchors = 3
 autodoc_inherit_docstrings = False  # methods that Keras defines are documented by Keras
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("ArrayLike", "Identifier", "LayerTying", "Patterns", "Tensor", "Family")}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -47,3 +52,14 @@ shutil.rmtree(_folder)
 
 html_theme = "furo"
 html_title = f"kernel_tying {release}"
+
+
+def tidy_signature(app, what, name, obj, options, signature, returns):
+    """Shows the arguments of Keras objects, which Keras hides behind `__new__`, and type aliases by their names."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        signature = stringify_signature(inspect_signature(obj.__init__, bound_method=True), unqualified_typehints=True)
+    return re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", signature or "") or None, returns
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", tidy_signature)
