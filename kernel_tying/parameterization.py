@@ -277,6 +277,14 @@ class Tied(keras_private.TransparentWrapper):
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor) -> Tensor:
         return self.layer.compute_mask(inputs, previous_mask)
 
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a `TyingError`: a tied layer takes no LoRA weights."""
+        _refuse(self.layer)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Raises a `TyingError`: a tied layer can't be quantized."""
+        _refuse(self.layer)
+
     def get_config(self) -> dict[str, Any]:
         pattern = {name: serialize_pattern(pattern) for name, pattern in self._patterns.items()}
         config = super().get_config()

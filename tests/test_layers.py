@@ -576,6 +576,8 @@ REFUSED = {
     "an unknown convolution": (lambda: kt.Tied(layers.Conv2D(3, 3), SIGNED, convolution="fft"), "convolution='fft'"),
     "LoRA later": (lambda: tied_conv().layer.enable_lora(2), "'conv'"),
     "quantization later": (lambda: tied_conv().layer.quantize("int8"), "'conv'"),
+    "LoRA through the wrapper": (lambda: tied_conv().enable_lora(2), "'conv'"),
+    "quantization through the wrapper": (lambda: tied_conv().quantize("int8"), "'conv'"),
     "a value of another shape": (lambda: tied_conv().kernel.assign(np.zeros((3, 1, 2, 3))), "(3, 1, 2, 3)"),
 }
 
