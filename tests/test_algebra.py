@@ -12,6 +12,12 @@ from kernel_tying.testing import dense_basis, kernels, patterns, tied_problems
 
 FREE_AXES_IN_THE_MIDDLE = [(3, 1, 2), (1, 3, 2), (2, 1, 1, 3), (3, 3, 1, 4), (1, 1, 2, 2)]
 LOW_PRECISION = ["float16", "bfloat16"]
+LARGE_GROUPS = {
+    "question": kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII"),
+    "dihedral": kt.patterns.dihedral((7, 7)),
+    "anti-dihedral": kt.patterns.dihedral((7, 7), antisymmetric=True),
+    "constant": kt.patterns.constant((49,)),
+}
 SIGNED = kt.TyingPattern.parse("AB-A/.CC")
 
 
@@ -72,6 +78,24 @@ def test_project_is_idempotent_to_the_bit(dtype, data):
     np.testing.assert_array_equal(kt.project(projected, pattern), projected)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", LARGE_GROUPS)
+def test_project_of_random_kernels_is_idempotent_to_the_bit(name, dtype):
+    pattern = LARGE_GROUPS[name]
+    projected = array(kt.project(random_array(*pattern.shape, 8, 8, dtype=dtype), pattern))
+
+    np.testing.assert_array_equal(kt.project(projected, pattern), projected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", LARGE_GROUPS)
+def test_average_of_expanded_random_weights_is_these_weights_to_the_bit(name, dtype):
+    pattern = LARGE_GROUPS[name]
+    free = random_array(pattern.num_free, *[1] * (len(pattern.shape) - 1), 8, 8, dtype=dtype)
+
+    np.testing.assert_array_equal(kt.average(kt.expand(free, pattern), pattern), free)
+
+
 @given(patterns(max_rank=2), st.integers(0, 99))
 def test_project_is_self_adjoint(pattern, seed):
     first, second = np.random.default_rng(seed).normal(size=(2, *pattern.shape, 2, 1))
@@ -125,13 +149,18 @@ def test_dtype_is_kept(verb, dtype):
     assert keras.backend.standardize_dtype(verb(keras.ops.ones((2, 3, 2, 2), dtype), SIGNED).dtype) == dtype
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("float16", 2048.0), ("bfloat16", 256.0)])
-def test_low_precision_is_averaged_in_float32(dtype, value):
-    # The differences from the anchor are 1; their sum in the kernel's own dtype stops growing at `value`.
-    kernel = keras.ops.concatenate([keras.ops.zeros((1,), dtype), keras.ops.ones((int(4 * value) - 1,), dtype)])
-    pattern = kt.patterns.constant(kernel.shape)
+@pytest.mark.parametrize(("dtype", "half_unit"), [("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_low_precision_kernels_are_averaged_in_float32_and_rounded_once(dtype, half_unit):
+    kernel = random_array(3, 3, 4, 4).astype(np.dtype(dtype))
+    expected = dense_average(kernel, kt.patterns.constant((3, 3)))
 
-    assert float(kt.average(kernel, pattern)[0]) == 1.0
+    averaged = array(kt.average(kernel, kt.patterns.constant((3, 3)))).astype("float64")
+
+    np.testing.assert_allclose(averaged, expected, rtol=1.01 * half_unit, atol=1e-6)
+
+
+def test_float16_members_that_are_far_apart_do_not_overflow():
+    assert array(kt.average(np.array([6e4, -6e4], "float16"), kt.patterns.constant((2,)))).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("float16", 6e4), ("bfloat16", 3e38)])

@@ -38,6 +38,13 @@ def test_text_of_a_pattern_parses_back_to_an_equal_pattern(pattern):
     assert kt.TyingPattern.parse(str(pattern)) == pattern
 
 
+@pytest.mark.parametrize("shape", SHAPES_OF_MANY_POSITIONS)
+def test_text_of_more_than_52_groups_parses_back_in_every_rank(shape):
+    pattern = kt.patterns.free(shape)
+
+    assert kt.TyingPattern.parse(str(pattern)) == pattern
+
+
 @given(patterns_of_many_groups())
 def test_text_of_more_than_52_groups_has_one_token_or_character_for_each_position(pattern):
     text = str(pattern).replace("/", " ").replace("\n", " ")
@@ -62,7 +69,7 @@ def test_text_reshaped_by_shape_equals_the_pattern_of_that_shape(pattern):
         pytest.param("AB/CA/", [[0, 1], [2, 0]], [[1, 1], [1, 1]], id="slash behind the last row"),
         pytest.param("AB\nCA", [[0, 1], [2, 0]], [[1, 1], [1, 1]], id="newline between rows"),
         pytest.param("\n    A B\n    C A\n", [[0, 1], [2, 0]], [[1, 1], [1, 1]], id="indented block"),
-        pytest.param("A / B", [[0], [1]], [[1], [1]], id="blanks around a slash"),
+        pytest.param("AB / CA", [[0, 1], [2, 0]], [[1, 1], [1, 1]], id="blanks around a slash"),
         pytest.param("AB\n\nBA", [[[0, 1]], [[1, 0]]], [[[1, 1]], [[1, 1]]], id="blank line between planes"),
         pytest.param("AB//BA", [[[0, 1]], [[1, 0]]], [[[1, 1]], [[1, 1]]], id="two slashes between planes"),
         pytest.param("A.-A", [0, -1, 0], [1, 0, -1], id="pin and minus"),
