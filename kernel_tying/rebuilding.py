@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -64,30 +64,34 @@ def _copied(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     """Copies weights, seeds and `trainable` flags, layer by layer, averaging or expanding kernels where the tying differs."""
     for old, new in _pairs(source, target):
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
+        _copy_trainable(old, new)
         for old_seed, new_seed in zip(keras_private.seed_generators(old), keras_private.seed_generators(new), strict=True):
             new_seed.state.assign(ops.copy(old_seed.state))
         if old.built and new.built:
-            store: dict[str, Any] = {}
-            old.save_own_variables(store if views(new) else _StockStore(old, store))
-            # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
-            new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
-    for old, new in variable_pairs(source, target):
-        if new.trainable != old.trainable:
-            new.trainable = old.trainable
+            _copy_variables(old, new)
+    for old_variable, new_variable in variable_pairs(source, target):
+        _copy_trainable(old_variable, new_variable)
 
 
-class _StockStore(dict):
-    """Collects what a layer saves into `store`, with the kernel in the place of its free weights."""
+def _copy_trainable(old: Any, new: Any) -> None:
+    if new.trainable != old.trainable:
+        new.trainable = old.trainable
 
-    def __init__(self, layer: keras.Layer, store: dict[str, Any]):
-        self.kernels = {id(view.theta): view for view in views(layer).values()}
-        self.store = store
 
-    def __setitem__(self, key: str, variable: Any) -> None:
-        kernel = self.kernels.get(id(variable))
-        self.store[key.split("_")[0] if kernel is not None else key] = variable if kernel is None else kernel.value
+def _copy_variables(old: keras.Layer, new: keras.Layer) -> None:
+    """Copies the variables of a layer itself, by its own way of saving and loading, so that it can follow them up."""
+    store: dict[str, Any] = {}
+    old.save_own_variables(store)
+    if not views(new):
+        store = _with_stock_kernels(old, store)
+    # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
+    new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
+
+
+def _with_stock_kernels(layer: keras.Layer, store: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `layer` saved into `store`, with kernels in the place of its free weights."""
+    kernels = {id(view.theta): view.value for view in views(layer).values()}
+    return {key.partition("_")[0] if id(one) in kernels else key: kernels.get(id(one), one) for key, one in store.items()}
 
 
 def variable_pairs(source: keras.Layer, target: keras.Layer) -> VariablePairs:
