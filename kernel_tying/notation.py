@@ -91,7 +91,7 @@ def _characters(row: str) -> Iterator[str]:
 def _tokens(row: str) -> Iterator[str]:
     """Yields the cells of a row of blank-separated tokens, each with its sign."""
     cells = row.split()
-    if not cells or any(not re.fullmatch(r"-?[^-]+", cell) or cell == "-" + PINNED for cell in cells):
+    if not cells or not all(re.fullmatch(r"-?[^-.]+|\.", cell) for cell in cells):
         raise _malformed(row)
     yield from cells
 

@@ -244,9 +244,9 @@ def _integer_array(values: ArrayLike, name: str) -> np.ndarray:
             f"`{name}` must be an array of integers with rows of equal length. Received {values!r:.200} ({error}). "
             "Pin the positions that should be empty with -1."
         ) from error
-    if array.dtype.kind not in "iu" or array.size == 0 or array.ndim == 0:
+    if array.dtype.kind not in "iu" or array.size == 0 or array.ndim == 0 or array.max() > np.iinfo(np.int64).max:
         raise TyingError(
-            f"`{name}` must be a non-empty array of integers with rows of equal length. "
+            f"`{name}` must be a non-empty array of integers of at most 64 bits, with rows of equal length. "
             f"Received dtype={array.dtype}, shape={array.shape}. Use `TyingPattern.parse` for text."
         )
     return array.astype(np.int64)

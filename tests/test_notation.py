@@ -117,6 +117,7 @@ def test_str_writes(pattern, text):
         pytest.param("A -", "'A -'", id="sign without a label among tokens"),
         pytest.param("A-.", "'A-.'", id="negative pin"),
         pytest.param("A -.", "'A -.'", id="negative pin among tokens"),
+        pytest.param("..A B", "'..A B'", id="forgotten blank among tokens"),
         pytest.param("..", "pinned to zero", id="no free weight left"),
         pytest.param("A", "shape=(1,)", id="no tied axis"),
     ],

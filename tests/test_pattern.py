@@ -230,6 +230,7 @@ def test_refines_is_false_where_no_kernel_is_tied_by_both():
         pytest.param("ABA", None, "<U3", id="text"),
         pytest.param(None, None, "object", id="None"),
         pytest.param([0, 2**70], None, "object", id="beyond int64"),
+        pytest.param(np.array([2**64 - 1, 1], "uint64"), None, "uint64", id="beyond int64, unsigned"),
         pytest.param([0, 1], [1.0, 1.0], "float64", id="signs that are floats"),
         pytest.param([0, 1], [1, 1, 1], "(3,) and (2,)", id="signs of another shape"),
         pytest.param([0, 1], [1, 2], "[2]", id="sign out of range"),

@@ -355,8 +355,12 @@ def test_size_that_is_no_tuple_of_positive_integers_is_refused(name, size):
         pytest.param(lambda: families.tile((1, 5), (5,)), "repeats=(5,)", id="repeats of another rank"),
         pytest.param(lambda: families.tile((1, 5), (5, 0)), "repeats=(5, 0)", id="repeated never"),
         pytest.param(lambda: families.per_filter([]), "[]", id="no filters"),
+        pytest.param(lambda: families.per_filter(["mirror"]), "['mirror']", id="names of filters"),
+        pytest.param(lambda: families.per_filter(3), "3", id="a number of filters"),
         pytest.param(
-            lambda: families.per_filter([families.free((2,)), families.free((3,))]), "[(2,), (3,)]", id="unequal filters"
+            lambda: families.per_filter([families.free((2,)), families.free((3,))]),
+            "[TyingPattern.parse('AB'), TyingPattern.parse('ABC')]",
+            id="unequal filters",
         ),
         pytest.param(lambda: families.channel_blocks((3,), 4, 6, 4), "blocks=4", id="blocks that do not divide"),
         pytest.param(lambda: families.channel_blocks((3,), 4, 6, 0), "(4, 6, 0)", id="no channel blocks"),
@@ -365,6 +369,8 @@ def test_size_that_is_no_tuple_of_positive_integers_is_refused(name, size):
         pytest.param(lambda: families.mask([0, 2]), "[0, 2]", id="mask of numbers"),
         pytest.param(lambda: families.mask([0, 0]), "pinned to zero", id="mask of nothing"),
         pytest.param(lambda: families.from_symmetry((2, 3), [np.rot90]), "'rot90'", id="generator that changes the shape"),
+        pytest.param(lambda: families.from_symmetry((2, 2), [3]), "[3]", id="generator that is no function"),
+        pytest.param(lambda: families.from_symmetry((2, 2), np.rot90), "rot90", id="generator without a list"),
         pytest.param(lambda: families.from_symmetry((2, 2), [lambda k: 2 * k]), "'<lambda>'", id="generator that scales"),
         pytest.param(lambda: families.from_symmetry((2, 2), [np.zeros_like]), "'zeros_like'", id="generator that forgets"),
     ],

@@ -27,10 +27,10 @@ def per_filter(filter_patterns: Sequence[TyingPattern]) -> TyingPattern:
     >>> per_filter([TyingPattern.parse("ABA"), TyingPattern.parse("ABC")]).shape
     (3, 1, 2)
     """
-    shapes = {pattern.shape for pattern in filter_patterns}
-    if len(shapes) != 1:
+    is_sequence = isinstance(filter_patterns, Sequence) and all(isinstance(one, TyingPattern) for one in filter_patterns)
+    if not is_sequence or len({pattern.shape for pattern in filter_patterns}) != 1:
         raise TyingError(
-            f"`per_filter` needs one pattern for each filter, all of the same shape. Received shapes {sorted(shapes)}. "
+            f"`per_filter` needs one pattern for each filter, all of the same shape. Received {filter_patterns!r:.200}. "
             "`free(size)` leaves a filter untied."
         )
     signs = np.stack([pattern.signs for pattern in filter_patterns], axis=-1)

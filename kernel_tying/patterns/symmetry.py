@@ -30,6 +30,11 @@ def from_symmetry(size: Sequence[int], generators: Iterable[Generator]) -> Tying
     TyingPattern.parse('A.-A/A.-A')
     """
     sizes = kernel_size(size)
+    if not isinstance(generators, Iterable) or not all(map(callable, generators := list(generators))):
+        raise TyingError(
+            "Generators of a symmetry are a list of functions from arrays to arrays. "
+            f"Received {generators!r:.200}. Example: [np.fliplr]."
+        )
     positions = np.arange(np.prod(sizes))
     images = [_signed_permutation(generator, sizes) for generator in generators] or [positions + 1]
     second = np.concatenate([np.abs(image) - 1 for image in images])
