@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import array, dense_adjoint, dense_expand, dense_project, gradients, train_step
 from keras import layers, ops, optimizers
-from keras.callbacks import Callback, ModelCheckpoint, SwapEMAWeights
+from keras.callbacks import Callback, EarlyStopping, ModelCheckpoint, SwapEMAWeights
 
 import kernel_tying as kt
 
@@ -135,6 +135,14 @@ def test_checkpoints_of_swapped_averages_are_tied(order, tmp_path):
     fit(averaged_model(), callbacks)
 
     assert [kt.tying_error(keras.saving.load_model(file)) for file in sorted(tmp_path.iterdir())] == [0.0, 0.0]
+
+
+def test_weights_that_another_callback_restores_at_the_end_are_tied():
+    best = EarlyStopping("loss", restore_best_weights=True)
+
+    model = fit(averaged_model(), [SwapEMAWeights(swap_on_epoch=True), best, kt.KeepTied()])
+
+    assert kt.tying_error(model) == 0.0
 
 
 @pytest.mark.parametrize("optimizer", AVERAGING)

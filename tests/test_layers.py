@@ -349,16 +349,16 @@ def test_constraint_of_a_tied_model_acts_on_the_kernel(constraint, scaling, is_r
     np.testing.assert_allclose(theta, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_constraint_of_a_layer_and_its_tying_both_hold_after_a_step_in_constraint_mode():
-    model = kt.apply_tying(regularized_model(kernel_constraint="non_neg"), "dihedral")
+@pytest.mark.parametrize("pattern", [SIGNED, kt.patterns.dihedral((3, 3))], ids=str)
+def test_constraint_in_constraint_mode_is_composed_between_two_projections(pattern):
+    model = kt.apply_tying(regularized_model(kernel_constraint="non_neg"), pattern)
     kernel = model.get_layer("conv").kernel
     upstream = np.random.default_rng(3).normal(size=kernel.shape).astype("float32")
-    dihedral = kt.patterns.dihedral((3, 3))
-    stepped = dense_project(array(kernel) - upstream, dihedral)
+    projected = dense_project(array(kernel) - upstream, pattern)
 
     keras.optimizers.SGD(1.0).apply([upstream], [kernel])
 
-    np.testing.assert_allclose(kernel, np.maximum(stepped, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(kernel, dense_project(np.maximum(projected, 0), pattern), rtol=1e-5, atol=1e-6)
 
 
 def tied_conv(pattern=SIGNED, **options):
@@ -404,9 +404,10 @@ def described(layer):
     return [(weight.name, weight.path, weight.trainable) for weight in layer.weights]
 
 
-def built_first():
+def built_first(trainable=True):
     conv = layers.Conv2D(3, 3, name="conv")
     conv.build(IMAGES.shape)
+    conv.trainable = trainable
     return kt.Tied(conv, SIGNED)
 
 
@@ -450,11 +451,34 @@ def test_trainable_passes_through_to_the_free_weights():
     assert not tied.free_weights["kernel"].trainable
 
 
-def test_tied_layer_around_a_frozen_layer_is_frozen():
-    tied = kt.Tied(layers.Conv2D(3, 3, trainable=False), SIGNED)
-    tied.build(IMAGES.shape)
+@pytest.mark.parametrize("is_built_first", [False, True])
+def test_tied_layer_around_a_frozen_layer_is_frozen(is_built_first):
+    tied = built_first(trainable=False) if is_built_first else tied_conv(trainable=False)
 
     assert (tied.trainable, tied.trainable_weights, len(tied.non_trainable_weights)) == (False, [], 2)
+    assert not any(weight.trainable for weight in [*tied.weights, tied.kernel])
+
+
+def test_kernel_that_is_frozen_by_itself_stays_frozen():
+    conv = layers.Conv2D(3, 3)
+    conv.build(IMAGES.shape)
+    conv.kernel.trainable = False
+
+    tied = kt.Tied(conv, SIGNED)
+
+    assert [weight.path for weight in tied.trainable_weights] == [conv.bias.path]
+
+
+def test_unfrozen_tied_layer_trains():
+    tied = built_first(trainable=False)
+
+    tied.trainable = True
+
+    assert described(tied) == described(built_first())
+
+
+def test_input_spec_is_that_of_the_built_stock_layer():
+    assert tied_conv().input_spec.axes == {-1: 2}
 
 
 def test_input_spec_refuses_what_the_stock_layer_refuses():
@@ -578,7 +602,8 @@ REFUSED = {
     "quantization later": (lambda: tied_conv().layer.quantize("int8"), "'conv'"),
     "LoRA through the wrapper": (lambda: tied_conv().enable_lora(2), "'conv'"),
     "quantization through the wrapper": (lambda: tied_conv().quantize("int8"), "'conv'"),
-    "a value of another shape": (lambda: tied_conv().kernel.assign(np.zeros((3, 1, 2, 3))), "(3, 1, 2, 3)"),
+    "quantization of the shell": (lambda: tied_conv().quantize("int8"), "'conv'"),
+    "a value of another shape": (lambda: tied_conv().kernel.assign(np.zeros((3, 3, 2, 5))), "(3, 3, 2, 5)"),
 }
 
 
