@@ -263,6 +263,8 @@ class Tied(keras_private.TransparentWrapper):
         return self.layer.input_spec
 
     def build(self, input_shape: Any = None) -> None:
+        if self.free_weights:
+            return
         if not self.layer.built:
             with tied_initializers(self.layer, self._patterns):
                 self.layer.build(input_shape)

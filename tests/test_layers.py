@@ -620,3 +620,12 @@ def test_pattern_over_channels_that_does_not_fit_is_refused_at_build():
 
     with refuses("(3, 3, 4, 3)"):
         tied.build(IMAGES.shape)
+
+
+def test_building_a_tied_layer_again_leaves_its_weights_alone():
+    tied = tied_conv()
+    weights = tied.weights
+
+    tied.build(IMAGES.shape)
+
+    assert [id(weight) for weight in tied.weights] == [id(weight) for weight in weights]
