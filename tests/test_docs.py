@@ -9,7 +9,8 @@ import pytest
 
 import kernel_tying as kt
 
-API = Path(__file__).parent.parent / "docs" / "api.md"
+ROOT = Path(__file__).parent.parent
+API = ROOT / "docs" / "api.md"
 MODULES = ("kernel_tying", "kernel_tying.patterns", "kernel_tying.testing", "kernel_tying.plotting")
 
 
@@ -72,3 +73,14 @@ def test_every_page_is_reachable_from_the_index():
     toctree = re.search(r"```\{toctree\}(.*?)```", (API.parent / "index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
     assert set(toctree.group(1).split()) - {":hidden:"} == pages
+
+
+def test_example_of_the_readme_runs_as_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+
+    exec(example, names)
+
+    assert kt.tying_error(names["tied"]) == 0.0
+    assert (tmp_path / "tied.keras").exists()
