@@ -199,7 +199,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize(("answer_class", "pattern"), ANSWERS)
 def test_tied_layer_trains_with_every_option_that_the_answers_lacked(answer_class, pattern, options, scaling):
     tied = kt.Tied(layers.Conv2D(4, 5, **options), pattern, scaling=scaling)
@@ -336,7 +336,7 @@ def compiled_with_decay(optimizer_class, exclusion):
 
 @pytest.mark.parametrize("is_reloaded", [False, True], ids=["made", "reloaded"])
 @pytest.mark.parametrize("scaling", SCALINGS)
-@pytest.mark.parametrize("constraint", ["non_neg", "unit_norm", keras.constraints.MinMaxNorm(0.4, 0.6, axis=[0, 1])], ids=str)
+@pytest.mark.parametrize("constraint", ["non_neg", "unit_norm", keras.constraints.MinMaxNorm(0.4, 0.6, axis=[0, 1])])
 def test_constraint_of_a_tied_model_acts_on_the_kernel(constraint, scaling, is_reloaded, tmp_path):
     tied = tied_model(regularized_model(kernel_constraint=constraint), scaling, tmp_path, is_reloaded)
     tied_layer = tied.get_layer("conv")

@@ -531,7 +531,6 @@ class TestPatterns:
             (lambda layer: "mirror" if layer.name == "wide" else None, {"trunk/wide"}),
             (lambda layer: {"kernel": SWAP} if layer.name == "point" else None, {"point"}),
         ],
-        ids=str,
     )
     def test_patterns_tie_the_layers_they_mean(self, patterns, expected):
         tied = kt.apply_tying(make(self.model), patterns)
