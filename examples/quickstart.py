@@ -108,7 +108,9 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     digits = load_digits()
-    table = Table("kernels", "test accuracy", "trained weights", "file", "s/epoch", "tying error", title="5,000 MNIST digits")
+    table = Table(title="5,000 MNIST digits")
+    for name in ("kernels", "test accuracy", "trained weights", "file", "s/epoch", "tying error"):
+        table.add_column(name, no_wrap=name == "kernels")
     models = {}
     for mode in MODES:
         console.rule(f"{mode} kernels")
