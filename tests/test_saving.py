@@ -352,3 +352,16 @@ def test_an_exported_model_computes_the_same(builder, variant, tmp_path):
     exported = tf.saved_model.load(tmp_path / "exported")
 
     np.testing.assert_allclose(exported.serve(images(tied)), array(tied(images(tied))), rtol=1e-5, atol=1e-6)
+
+
+@in_all_variants
+def test_tensorflow_finds_the_weights_by_attribute(variant, tmp_path):
+    tied = tie(make(skip), **VARIANTS[variant])
+    weights = tied.get_weights()
+    checkpoint = tf.train.Checkpoint(tied)
+    file = checkpoint.save(tmp_path / "checkpoint")
+    tied.set_weights([np.zeros_like(weight) for weight in weights])
+
+    checkpoint.restore(file)
+
+    np.testing.assert_equal(tied.get_weights(), weights)
