@@ -1,4 +1,4 @@
-"""Ties a network that is trained already: see what tying would take away, tie, fine-tune, compare.
+"""Ties a network that is trained already: tie, see what that took away, fine-tune, compare.
 
 python examples/pretrained.py [--epochs 4]
 """

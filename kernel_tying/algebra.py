@@ -118,8 +118,10 @@ def relative_distance(kernel: Tensor, pattern: TyingPattern) -> float:
     )
     with np.errstate(invalid="ignore"):
         distance, scale = np.abs(values - projected).max(), np.abs(values).max()
-    if distance == 0 or not np.isfinite(distance):
-        return 0.0 if distance == 0 else float("nan")
+    if distance == 0:
+        return 0.0
+    if not np.isfinite(distance):
+        return float("nan")
     return float(distance / scale * np.linalg.norm((values - projected) / distance) / np.linalg.norm(values / scale))
 
 

@@ -8,7 +8,7 @@ import keras
 
 from kernel_tying import keras_private
 from kernel_tying.algebra import project
-from kernel_tying.sites import all_tied_kernels
+from kernel_tying.sites import constrained_kernels
 
 
 class KeepTied(keras.callbacks.Callback):
@@ -28,29 +28,25 @@ class KeepTied(keras.callbacks.Callback):
     def _project(self) -> None:
         if hasattr(self.model, "jax_state_sync"):  # on JAX, the training loop holds the weights outside of the variables
             self.model.jax_state_sync()
-        constrained = {id(kernel.variable): kernel for kernel in all_tied_kernels(self.model) if kernel.mode == "constraint"}
-        for kernel in constrained.values():
+        patterns = {}
+        for kernel in constrained_kernels(self.model):
             kernel.variable.assign(project(kernel.variable, kernel.pattern))
+            patterns[id(kernel.variable)] = kernel.pattern
         for variable, average in keras_private.moving_averages(self.model.optimizer):
-            if id(variable) in constrained:
-                average.assign(project(average, constrained[id(variable)].pattern))
+            if id(variable) in patterns:
+                average.assign(project(average, patterns[id(variable)]))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Projects kernels and moving averages."""
         self._project()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Projects kernels and moving averages."""
         self._project()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Projects kernels and moving averages."""
         self._project()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Projects kernels and moving averages."""
         self._project()
 
     def on_predict_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Projects kernels and moving averages."""
         self._project()

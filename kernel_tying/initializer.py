@@ -52,3 +52,8 @@ class TiedInitializer(keras.initializers.Initializer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TiedInitializer:
         return cls(deserialize_pattern(config["pattern"]), config["initializer"])
+
+
+def untied(initializer: Any) -> Any:
+    """Returns the base initializer of a `TiedInitializer`, and any other initializer as it is."""
+    return initializer.initializer if isinstance(initializer, TiedInitializer) else initializer

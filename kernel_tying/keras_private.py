@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -97,12 +97,9 @@ def attribute_of(layer: keras.Layer, variable: keras.Variable) -> str:
     return next(name for name, value in vars(layer).items() if value is variable)
 
 
-def set_untracked(layer: keras.Layer, name: str, value: Any) -> None:
-    """Sets an attribute that Keras and the backend do not track, in place of one that they do."""
-    if name in vars(layer):
-        # Behind `keras.Layer.__delattr__`, which collects garbage (0.1 s a layer), the backend forgets the attribute.
-        super(keras.Layer, layer).__delattr__(name)
-    vars(layer)[name] = value
+def forget_attribute(layer: keras.Layer, name: str) -> None:
+    """Removes an attribute, and makes the backend forget what it tracks under that name."""
+    super(keras.Layer, layer).__delattr__(name)  # past `keras.Layer.__delattr__`, which collects garbage: 0.1 s a layer
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
@@ -158,17 +155,22 @@ def sequential_layers(model: keras.Sequential) -> list[keras.Layer]:
     return list(model._layers)
 
 
-def compile_like(model: keras.Model, template: keras.Model, optimizer: keras.optimizers.Optimizer, copy: Any) -> bool:
-    """Compiles `model` as `template` was compiled, but with `optimizer`. Returns False if the class has its own `compile`.
+def has_own_compile(model: keras.Layer) -> bool:
+    """Returns whether the model's class overrides `compile`, so that nobody else knows its arguments."""
+    return type(model).compile is not keras.Model.compile
+
+
+def compile_like(
+    model: keras.Model, template: keras.Model, optimizer: keras.optimizers.Optimizer, copy: Callable[[Any], Any]
+) -> None:
+    """Compiles `model` as `template` was compiled, but with `optimizer`.
 
     `get_compile_config` would fail on functions that are not registered, such as a loss written in a notebook, so the
     objects that `compile` received are used, each passed through `copy`.
     """
-    if type(model).compile is not keras.Model.compile:
-        return False
     arguments = keras.tree.map_structure(copy, dict(template._compile_config.config))
+    # The template's optimizer scales the loss already where it is to be scaled, and so does its copy.
     model.compile(**{**arguments, "optimizer": optimizer, "auto_scale_loss": False})
-    return True
 
 
 def copy_weight_decay_exclusions(source: Any, target: Any, pairs: list[tuple[keras.Variable, keras.Variable]]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from kernel_tying.algebra import check_fits
+from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import Identifier, validate
 from kernel_tying.pattern import TyingPattern
@@ -36,11 +37,8 @@ def register_layer(cls: type[keras.Layer], kernels: Iterable[str]) -> None:
         TyingError: `cls` is no layer class, or a name does not end in `kernel`.
     """
     names = tuple(kernels)
-    if (
-        not (isinstance(cls, type) and issubclass(cls, keras.Layer))
-        or not names
-        or not all(name.endswith("kernel") for name in names)
-    ):
+    is_row = all(isinstance(name, str) and (name == "kernel" or name.endswith("_kernel")) for name in names) and bool(names)
+    if not (isinstance(cls, type) and issubclass(cls, keras.Layer) and is_row):
         raise TyingError(
             "A row of the table of kernels is a subclass of keras.Layer and the names of its kernels, each 'kernel' or "
             f"'..._kernel'. Received cls={cls!r}, kernels={kernels!r}. Example: register_layer(MyConv2D, ('kernel',))."
@@ -68,89 +66,85 @@ def spatial_size(layer: keras.Layer) -> tuple[int, ...]:
     return tuple(layer.kernel_size)
 
 
-def refusal(layer: keras.Layer) -> str | None:
-    """Returns why kernels of `layer` can't be tied, whatever the pattern, or None."""
+class Refusal(NamedTuple):
+    """Why no kernel of a layer can be tied, and what to do about it."""
+
+    reason: str
+    way_out: str
+
+
+def refusal(layer: keras.Layer) -> Refusal | None:
+    """Returns why no kernel of `layer` can be tied, whatever the pattern, or None."""
+    cls = type(layer)
     if not kernel_names(layer):
-        in_table = any(cls in KERNELS for cls in type(layer).__mro__)
-        return (
-            f"{type(layer).__name__} overrides `build`"
-            if in_table
-            else f"{type(layer).__name__} keeps no kernel that can be tied"
-        )
+        if any(base in KERNELS for base in cls.__mro__):
+            return Refusal(f"{cls.__name__} overrides `build`", "Add a row for the class with `register_layer`.")
+        return Refusal(f"{cls.__name__} keeps no kernel that can be tied", "Add a row for a class with `register_layer`.")
     if getattr(layer, "lora_enabled", False):
-        return "LoRA is enabled"
+        return Refusal("LoRA is enabled", "Save the model and load it again, which merges the LoRA weights, and tie it then.")
     if layer.quantization_mode is not None:
-        return f"the layer is quantized ({layer.quantization_mode})"
+        return Refusal(f"the layer is quantized ({layer.quantization_mode})", "Quantize a stripped model, after training.")
     return None
-
-
-WAYS_OUT = {
-    "overrides": "Add a row for the class with `register_layer`.",
-    "keeps": "Name a layer that keeps a kernel, or add a row for your own class with `register_layer`.",
-    "LoRA": "Merge the LoRA weights first: save the model and load it again, then tie.",
-    "quantized": "Tie the layer before it is quantized, and strip the tying first.",
-}
 
 
 def resolve(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
     """Returns the pattern of each kernel of `layer` that `tying` names.
 
     Raises:
-        TyingError: the layer keeps no such kernel, or a pattern does not fit it.
+        TyingError: no kernel of the layer can be tied, it keeps no kernel of that name, or a pattern does not fit it.
     """
-    reason = refusal(layer)
-    if reason is not None:
-        way_out = next(text for key, text in WAYS_OUT.items() if key in reason)
+    refused = refusal(layer)
+    if refused is not None:
         raise TyingError(
-            f"Only kernels of layers in the table of kernels can be tied. Received layer {layer.name!r}: {reason}. {way_out}"
+            "Only kernels of layers in the table of kernels can be tied. "
+            f"Received layer {layer.name!r}: {refused.reason}. {refused.way_out}"
         )
-    return _patterns_by_kernel(layer, tying)
+    try:
+        return _patterns_by_kernel(layer, tying)
+    except TyingError as error:
+        raise TyingError(f"{error} This is layer {layer.name!r} with kernel_size={spatial_size(layer)}.") from None
 
 
 def misfit(layer: keras.Layer, tying: LayerTying) -> str | None:
     """Returns why a tying that was given for many layers does not mean `layer`, or None if it does."""
     if not kernel_names(layer):
-        return refusal(layer)
+        refused = refusal(layer)
+        return refused and refused.reason
     size = spatial_size(layer)
-    if isinstance(tying, TyingPattern) and len(tying.shape) == len(size) and tying.shape != size:
+    if isinstance(tying, TyingPattern) and len(tying.shape) <= len(size) and tying.shape != size:
         return f"kernel_size={size} differs from the pattern's shape {tying.shape}"
     try:
         _patterns_by_kernel(layer, tying)
     except TyingError as error:
-        return f"kernel_size={size} has no axis to tie" if max(size) == 1 else _first_sentences(error)
+        return f"kernel_size={size} has no axis to tie" if max(size) == 1 else str(error)
     return None
 
 
 def _patterns_by_kernel(layer: keras.Layer, tying: LayerTying) -> dict[str, TyingPattern]:
     names = kernel_names(layer)
     by_kernel = tying if isinstance(tying, Mapping) else {names[0]: tying}
-    unknown = [name for name in by_kernel if name not in names]
-    if unknown or not by_kernel:
-        raise TyingError(
-            f"The kernels of layer {layer.name!r} are {names}. Received {list(by_kernel)}. Use one of these names."
-        )
-    return {name: _pattern_for(layer, name, validate(pattern)) for name, pattern in by_kernel.items()}
+    if not by_kernel or not set(by_kernel) <= set(names):
+        raise TyingError(f"A layer is tied by the names of its kernels, {names}. Received {list(by_kernel)}. Use these names.")
+    return {name: _checked_pattern(layer, name, validate(pattern)) for name, pattern in by_kernel.items()}
 
 
-def _first_sentences(error: TyingError) -> str:
-    """Returns what `error` says without its last sentence, the way out."""
-    return str(error).rsplit(". ", 1)[0]
-
-
-def _pattern_for(layer: keras.Layer, kernel_name: str, tying: Identifier) -> TyingPattern:
+def _checked_pattern(layer: keras.Layer, kernel_name: str, tying: Identifier) -> TyingPattern:
     """Returns the pattern that `tying` means for a kernel, checked against all that is known of the kernel's shape."""
     size = spatial_size(layer)
-    try:
-        pattern = named(tying, size) if isinstance(tying, str) else tying
-        if len(pattern.shape) > len(size) and len(pattern.shape) != len(size) + 2:
-            raise TyingError(
-                "A pattern that reaches a channel axis has the kernel's rank. "
-                f"Received shape={pattern.shape} for a kernel of rank {len(size) + 2}. Append axes of size 1 for free channels."
-            )
-        check_fits(pattern, kernel_shape(layer, kernel_name) or size + pattern.shape[len(size) :])
-    except TyingError as error:
-        raise TyingError(f"{error} This is layer {layer.name!r} with kernel_size={size}.") from None
+    pattern = named(tying, size) if isinstance(tying, str) else tying
+    if len(pattern.shape) > len(size) and len(pattern.shape) != len(size) + 2:
+        raise TyingError(
+            "A pattern that reaches a channel axis has the kernel's rank. "
+            f"Received shape={pattern.shape} for a kernel of rank {len(size) + 2}. Append axes of size 1 for free channels."
+        )
+    check_fits(pattern, kernel_shape(layer, kernel_name) or size + pattern.shape[len(size) :])
     return pattern
+
+
+def tied_constraint(layer: keras.Layer, kernel_name: str) -> TiedConstraint | None:
+    """Returns the layer's `TiedConstraint` for a kernel, whoever put it there."""
+    constraint = get_companion(layer, kernel_name, "constraint")
+    return constraint if isinstance(constraint, TiedConstraint) else None
 
 
 def kernel_shape(layer: keras.Layer, kernel_name: str) -> tuple[int, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -11,14 +11,23 @@ import keras
 from kernel_tying import keras_private, notes
 from kernel_tying.algebra import project, relative_distance
 from kernel_tying.constraint import TiedConstraint
-from kernel_tying.errors import TyingError
-from kernel_tying.initializer import TiedInitializer
-from kernel_tying.kernels import get_companion, kernel_names, set_companion
+from kernel_tying.errors import TyingError, check_choice
+from kernel_tying.initializer import TiedInitializer, untied
+from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint
 from kernel_tying.parameterization import Tied, check_options, deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
 from kernel_tying.rebuilding import fresh, rebuild, recompile
-from kernel_tying.sites import Site, all_tied_kernels, find_sites, is_rebuildable, some_tied_kernels, tied_constraint
+from kernel_tying.regularizer import TyingPenalty
+from kernel_tying.sites import (
+    Site,
+    all_tied_kernels,
+    constrained_kernels,
+    find_sites,
+    is_rebuildable,
+    some_tied_kernels,
+    tied_kernels,
+)
 
 MODES = ("constraint", "parameterization")
 INITS = ("project", "redraw")
@@ -76,13 +85,16 @@ def apply_tying(
     _check_built(model_or_layer)
     plan = make_plan(model_or_layer, patterns)
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
+    reasons = {site.path: reason for site, reason in plan.passed_over if not tied_kernels(site)}
     if mode == "constraint":
         tied_root = _constrain(model_or_layer, plan, init)
     elif _can_rebuild(model_or_layer, plan):
         tied_root = _rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
         tied_root = _parameterize_in_place(model_or_layer, plan, init, scaling)
-    notes.write(find_sites(tied_root), lost, {site.path: reason for site, reason in plan.passed_over})
+    notes.write(find_sites(tied_root), lost, reasons)
+    for caution in _cautions(model_or_layer, plan, mode):
+        warnings.warn(caution, UserWarning, stacklevel=2)
     return tied_root
 
 
@@ -121,6 +133,8 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
     if any(is_swapped):
         _recompile_in_place(root, before)
     _drop_train_functions(root)
+    if (wrapped or any(is_swapped)) and _needs_compile(model_or_layer):
+        warnings.warn(NEEDS_COMPILE.format(model_or_layer.name), UserWarning, stacklevel=2)
     return root
 
 
@@ -130,9 +144,9 @@ def project_kernels(model_or_layer: keras.Layer) -> None:
     Raises:
         TyingError: nothing is tied.
     """
-    for kernel in some_tied_kernels(model_or_layer):
-        if kernel.mode == "constraint" and kernel.variable is not None:
-            kernel.variable.assign(project(kernel.variable, kernel.pattern))
+    some_tied_kernels(model_or_layer)
+    for kernel in constrained_kernels(model_or_layer):
+        kernel.variable.assign(project(kernel.variable, kernel.pattern))
 
 
 def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution: str) -> None:
@@ -141,9 +155,8 @@ def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution:
             f"`apply_tying` takes a Keras model or layer. Received {root!r:.200}. Pass the model, then the patterns: "
             "apply_tying(model, 'mirror')."
         )
-    for name, value, values in (("mode", mode, MODES), ("init", init, INITS)):
-        if value not in values:
-            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}. Use one of these.")
+    check_choice("mode", mode, MODES)
+    check_choice("init", init, INITS)
     check_options(scaling, convolution)
     if mode == "constraint" and (scaling != "values" or convolution == "group_sums"):
         raise TyingError(
@@ -173,20 +186,18 @@ def _constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
         for name, pattern in patterns.items():
             _attach_constraint(site.layer, name, pattern, init)
     _drop_train_functions(root)
-    _warn_of_moving_averages(root)
-    _warn_of_files(root, plan)
     return root
 
 
 def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> None:
     """Sets constraint and initializer of the layer, which are saved, and the constraint of the variable, which is run."""
-    constraint = TiedConstraint(pattern, then=get_companion(layer, name, "constraint"))
-    initializer = TiedInitializer(pattern, get_companion(layer, name, "initializer"))
+    variable = getattr(layer, name) if layer.built else None
+    then = get_companion(layer, name, "constraint") if variable is None else variable.constraint
+    constraint = TiedConstraint(pattern, then)
     set_companion(layer, name, "constraint", constraint)
-    set_companion(layer, name, "initializer", initializer)
-    if layer.built:
-        variable = getattr(layer, name)
-        variable.constraint = TiedConstraint(pattern, then=variable.constraint)
+    set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(get_companion(layer, name, "initializer"))))
+    if variable is not None:
+        variable.constraint = constraint
         variable.assign(_initial_kernel(layer, name, pattern, init))
 
 
@@ -195,8 +206,7 @@ def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: 
     kernel = getattr(layer, name)
     if init == "project":
         return project(kernel, pattern)
-    initializer = get_companion(layer, name, "initializer")
-    base = initializer.initializer if isinstance(initializer, TiedInitializer) else initializer
+    base = untied(get_companion(layer, name, "initializer"))
     return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
 
 
@@ -215,6 +225,7 @@ def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convol
         return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
 
     tied_root = rebuild(root, copy_layer)
+    notes.carry_over(find_sites(root), find_sites(tied_root))
     _redraw(find_sites(tied_root), plan, init)
     return tied_root
 
@@ -225,7 +236,6 @@ def _parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: st
         parameterize(site.layer, patterns, scaling)
     _redraw([site for site, _ in plan.ties], plan, init)
     _recompile_in_place(root, before)
-    _warn_of_files(root, plan)
     return root
 
 
@@ -238,29 +248,34 @@ def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
 
 
 def _strip_in_place(layer: keras.Layer) -> bool:
-    """Removes constraints and swapped kernels of a stock layer. Returns whether a kernel variable was replaced."""
-    for name in kernel_names(layer):
-        constraint = tied_constraint(layer, name)
-        if constraint is None:
-            continue
-        set_companion(layer, name, "constraint", constraint.then)
-        initializer = get_companion(layer, name, "initializer")
-        if isinstance(initializer, TiedInitializer):
-            set_companion(layer, name, "initializer", initializer.initializer)
-        if layer.built:
-            getattr(layer, name).constraint = constraint.then
+    """Removes all of this package from a stock layer. Returns whether a kernel variable was replaced."""
     is_swapped = bool(views(layer))
     deparameterize(layer)
+    for name in kernel_names(layer):
+        _strip_companions(layer, name)
     notes.clear(layer)
     return is_swapped
 
 
+def _strip_companions(layer: keras.Layer, name: str) -> None:
+    """Puts plain Keras objects in the place of a kernel's `TiedConstraint`, `TiedInitializer` and `TyingPenalty`."""
+    variable = getattr(layer, name) if layer.built else None
+    constraint = tied_constraint(layer, name)
+    if constraint is not None:
+        set_companion(layer, name, "constraint", constraint.then)
+        if variable is not None:
+            variable.constraint = constraint.then
+    if isinstance(get_companion(layer, name, "regularizer"), TyingPenalty):
+        set_companion(layer, name, "regularizer", None)
+        if variable is not None:
+            variable.regularizer = None
+    set_companion(layer, name, "initializer", untied(get_companion(layer, name, "initializer")))
+
+
 def _recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None:
     """Compiles a model anew after variables were replaced; `before` are its variables of then."""
-    if getattr(root, "compiled", False) and not recompile(root, root, list(zip(before, root.variables, strict=True))):
-        _warn(
-            f"Model {root.name!r} has its own `compile`, and kernel variables were replaced. Compile it before it is trained."
-        )
+    if getattr(root, "compiled", False):
+        recompile(root, root, list(zip(before, root.variables, strict=True)))
 
 
 def _drop_train_functions(layer: keras.Layer) -> None:
@@ -271,24 +286,28 @@ def _drop_train_functions(layer: keras.Layer) -> None:
         _drop_train_functions(inner)
 
 
-def _warn_of_moving_averages(root: keras.Layer) -> None:
-    optimizers = keras_private.inner_optimizers(getattr(root, "optimizer", None))
-    if any(getattr(optimizer, "use_ema", False) for optimizer in optimizers):
-        _warn(
+NEEDS_COMPILE = "Model {!r} has its own `compile`, and kernel variables were replaced. Compile it before it is trained."
+
+
+def _needs_compile(given: keras.Layer) -> bool:
+    """Returns whether a model was compiled in a way that nobody else can repeat."""
+    return getattr(given, "compiled", False) and keras_private.has_own_compile(given)
+
+
+def _cautions(given: keras.Layer, plan: Plan, mode: str) -> Iterator[str]:
+    """Yields what the user of a newly tied model has to see to."""
+    optimizers = keras_private.inner_optimizers(getattr(given, "optimizer", None))
+    if mode == "constraint" and any(getattr(optimizer, "use_ema", False) for optimizer in optimizers):
+        yield (
             "The optimizer averages weights before they are constrained, so averages are not tied. "
             "Add kernel_tying.KeepTied() to the callbacks."
         )
-
-
-def _warn_of_files(root: keras.Layer, plan: Plan) -> None:
+    if mode == "parameterization" and _needs_compile(given):
+        yield NEEDS_COMPILE.format(given.name)
     undescribed = [site.path for site, _ in plan.ties if not site.is_described]
     if undescribed:
-        _warn(
-            f"The config of {root.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the "
+        yield (
+            f"The config of {given.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the "
             f"tying of {undescribed}. Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, and "
             "`load_weights`."
         )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)

@@ -19,6 +19,14 @@ def write(sites: list[Site], lost: Mapping[str, dict[str, float]], reasons: Mapp
             vars(site.layer)[_NOTE] = {"lost": lost.get(site.path, {}), "reason": reasons.get(site.path, "")}
 
 
+def carry_over(sources: list[Site], targets: list[Site]) -> None:
+    """Repeats the notes on the layers of a model on the layers of its copy, by path."""
+    noted = {site.path: vars(site.layer)[_NOTE] for site in sources if _NOTE in vars(site.layer)}
+    for site in targets:
+        if site.path in noted:
+            vars(site.layer)[_NOTE] = noted[site.path]
+
+
 def clear(layer: keras.Layer) -> None:
     """Removes what is noted on a layer."""
     vars(layer).pop(_NOTE, None)

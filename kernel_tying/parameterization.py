@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,10 +12,10 @@ from keras import ops
 
 from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, average, averaging_dtype, expand, free_shape, root_group_sizes
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, check_choice
 from kernel_tying.identifiers import deserialize_pattern, serialize_pattern
-from kernel_tying.initializer import TiedInitializer
-from kernel_tying.kernels import LayerTying, get_companion, kernel_names, resolve, set_companion
+from kernel_tying.initializer import TiedInitializer, untied
+from kernel_tying.kernels import LayerTying, get_companion, kernel_names, resolve, set_companion, tied_constraint
 from kernel_tying.pattern import TyingPattern
 
 SCALINGS = ("values", "orthonormal")
@@ -84,17 +85,12 @@ def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scali
         view = KernelView(stock, pattern, scaling)
         attribute = keras_private.attribute_of(layer, stock)
         keras_private.replace_variable(layer, stock, view.theta)
-        keras_private.set_untracked(layer, attribute, view)
+        keras_private.forget_attribute(layer, attribute)
+        vars(layer)[attribute] = view  # untracked: the view is no weight
         setattr(layer, _free_attribute(name), view.theta)  # for backends that find variables by attribute, as SavedModel does
-    methods = {
-        "save_own_variables": lambda store: _save(layer, store),
-        "load_own_variables": lambda store: _load(layer, store),
-        "enable_lora": lambda *_, **__: _refuse(layer),
-        "quantize": lambda *_, **__: _refuse(layer),
-    }
     # Keras sets some methods on the instance itself, so what was there is kept.
-    vars(layer)[_STOCK_METHODS] = {name: vars(layer)[name] for name in methods if name in vars(layer)}
-    vars(layer).update(methods)
+    vars(layer)[_STOCK_METHODS] = {name: vars(layer)[name] for name in _METHODS if name in vars(layer)}
+    vars(layer).update({name: partial(method, layer) for name, method in _METHODS.items()})
 
 
 def deparameterize(layer: keras.Layer) -> None:
@@ -107,10 +103,10 @@ def deparameterize(layer: keras.Layer) -> None:
         stock.regularizer, stock.constraint = view.regularizer, view.constraint
         attribute = keras_private.attribute_of(layer, view)
         keras_private.replace_variable(layer, view.theta, stock)
-        keras_private.set_untracked(layer, _free_attribute(name), None)
-        del vars(layer)[_free_attribute(name)], vars(layer)[attribute]
+        keras_private.forget_attribute(layer, _free_attribute(name))
+        keras_private.forget_attribute(layer, attribute)
         setattr(layer, attribute, stock)
-    for name in ("save_own_variables", "load_own_variables", "enable_lora", "quantize"):
+    for name in _METHODS:
         del vars(layer)[name]
     vars(layer).update(vars(layer).pop(_STOCK_METHODS))
 
@@ -119,7 +115,7 @@ def _free_attribute(kernel_name: str) -> str:
     return f"free_{kernel_name}"
 
 
-def _refuse(layer: keras.Layer) -> None:
+def _refuse(layer: keras.Layer, *_: Any, **__: Any) -> None:
     raise TyingError(
         "LoRA and quantization change the kernel variable, and tying does too. "
         f"Received a call for layer {layer.name!r}, which is tied. Call `strip_tying` first."
@@ -131,6 +127,12 @@ def _save(layer: keras.Layer, store: Any) -> None:
     scaling = {id(view.theta): view.scaling for view in views(layer).values()}
     for index, variable in enumerate(keras_private.own_variables(layer)):
         store[_key(index, scaling.get(id(variable), "values"))] = variable
+
+
+def stock_store(layer: keras.Layer) -> dict[str, Any]:
+    """Returns what a stock layer in the place of the tied `layer` would save: kernels in the place of free weights."""
+    kernels = {id(view.theta): view for view in views(layer).values()}
+    return {str(index): kernels.get(id(one), one) for index, one in enumerate(keras_private.own_variables(layer))}
 
 
 def _load(layer: keras.Layer, store: Any) -> None:
@@ -163,13 +165,16 @@ def _key(index: int, scaling: str) -> str:
     return str(index) if scaling == "values" else f"{index}_{scaling}"
 
 
+_METHODS = {"save_own_variables": _save, "load_own_variables": _load, "enable_lora": _refuse, "quantize": _refuse}
+
+
 @contextlib.contextmanager
 def tied_initializers(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> Iterator[None]:
     """Lets `layer` draw tied kernels of full variance while it builds."""
     initializers = {name: get_companion(layer, name, "initializer") for name in patterns}
     try:
         for name, pattern in patterns.items():
-            set_companion(layer, name, "initializer", TiedInitializer(pattern, initializers[name]))
+            set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(initializers[name])))
         yield
     finally:
         for name, initializer in initializers.items():
@@ -178,9 +183,8 @@ def tied_initializers(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) 
 
 def check_options(scaling: str, convolution: str) -> None:
     """Raises a `TyingError` unless both options have one of their values."""
-    for name, value, values in (("scaling", scaling, SCALINGS), ("convolution", convolution, CONVOLUTIONS)):
-        if value not in values:
-            raise TyingError(f"`{name}` is one of {values}. Received {name}={value!r}. Use one of these.")
+    check_choice("scaling", scaling, SCALINGS)
+    check_choice("convolution", convolution, CONVOLUTIONS)
 
 
 @keras.saving.register_keras_serializable(package="kernel_tying")
@@ -219,7 +223,7 @@ class Tied(keras_private.TransparentWrapper):
             raise TyingError(
                 f"`Tied` wraps a Keras layer. Received {layer!r:.200}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror')."
             )
-        if isinstance(layer, Tied) or views(layer):
+        if isinstance(layer, Tied) or views(layer) or any(tied_constraint(layer, name) for name in kernel_names(layer)):
             raise TyingError(f"A layer is tied once. Received layer {layer.name!r}, which is tied. Call `strip_tying` first.")
         self._patterns = resolve(layer, pattern)
         inherited = {"name": layer.name, "dtype": layer.dtype_policy, "trainable": layer.trainable}

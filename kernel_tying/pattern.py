@@ -105,23 +105,29 @@ class TyingPattern:
         return tuple(axis for axis, size in enumerate(self.shape) if size > 1)
 
     @cached_property
-    def anchors(self) -> np.ndarray:
+    def _anchors(self) -> np.ndarray:
         """Flat position of the first member of each group, an integer array of shape `(num_free,)`."""
         labels, first = np.unique(self.labels, return_index=True)
         return _frozen(first[labels >= 0])
 
     @cached_property
-    def groups_by_size(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def groups_by_size(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """For each group size n, the labels `(g,)` of its groups and the flat positions `(g, n)` of their members."""
         by_label = np.argsort(self.labels, axis=None, kind="stable")[(self.labels < 0).sum() :]
-        start = np.cumsum(self.group_sizes) - self.group_sizes
-        labels = [np.flatnonzero(self.group_sizes == size) for size in np.unique(self.group_sizes)]
-        return [(of_size, by_label[start[of_size, None] + np.arange(self.group_sizes[of_size[0]])]) for of_size in labels]
+        first = np.cumsum(self.group_sizes) - self.group_sizes
+        labels_of_size = {size: np.flatnonzero(self.group_sizes == size) for size in np.unique(self.group_sizes)}
+        return tuple(
+            (_frozen(labels), _frozen(by_label[first[labels, None] + np.arange(size)]))
+            for size, labels in labels_of_size.items()
+        )
 
     def __and__(self, other: TyingPattern) -> TyingPattern:
-        """Returns the coarsest common tying: kernels that are tied by both patterns. Axes of size 1 broadcast.
+        """Returns the pattern of the kernels that both patterns tie. Axes of size 1 broadcast.
 
         Contradictory signs pin a group to zero.
+
+        Raises:
+            TyingError: both patterns tie an axis, of different sizes, or only the zero kernel is tied by both.
 
         >>> TyingPattern.parse("ABA") & TyingPattern.parse("AAB")
         TyingPattern.parse('AAA')
@@ -325,4 +331,4 @@ def _equalities(pattern: TyingPattern, shape: tuple[int, ...]) -> tuple[np.ndarr
     labels, signs = lifted.labels.ravel(), lifted.signs.ravel()
     positions = np.arange(labels.size)
     is_pinned = signs == 0
-    return positions, np.where(is_pinned, positions, lifted.anchors[labels]), np.where(is_pinned, -1, signs)
+    return positions, np.where(is_pinned, positions, lifted._anchors[labels]), np.where(is_pinned, -1, signs)

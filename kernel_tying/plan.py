@@ -11,7 +11,7 @@ import keras
 
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import validate
-from kernel_tying.kernels import KERNELS, LayerTying, kernel_names, misfit, refusal, resolve
+from kernel_tying.kernels import KERNELS, LayerTying, kernel_names, misfit, resolve
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, find_sites, tied_kernels
 
@@ -33,38 +33,69 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What is meant for one site: a tying that it must take (`is_named`) or may take, or None with the reason."""
+    """What is meant for one site: a tying that it must take (`is_named`) or may take, or None with the reason.
+
+    `key` is the key of the dict from layer names that led to it.
+    """
 
     tying: LayerTying | None
     is_named: bool = False
     reason: str = ""
+    key: str = ""
 
 
 def make_plan(root: keras.Layer, patterns: Patterns) -> Plan:
     """Returns the plan for `patterns`, checked before anything is changed.
 
     Raises:
-        TyingError: an exact name matches no layer or its layer cannot take the pattern; a layer is tied already; its
-            LoRA or quantization is active; nothing at all is tied.
+        TyingError: an exact name matches no layer or its layer cannot take the pattern; a glob ties nothing; a layer is
+            tied already; its LoRA or quantization is active; nothing at all is tied.
     """
     sites = find_sites(root)
     choose = _chooser(patterns, sites)
     plan = Plan([], [])
+    keys = set()
     for site in sites:
         choice = choose(site)
-        reason = choice.reason if choice.tying is None else None if choice.is_named else misfit(site.layer, choice.tying)
-        if choice.tying is None or reason is not None:
-            plan.passed_over.append((site, reason or ""))
+        reason = _reason_against(choice, site)
+        if reason is not None:
+            plan.passed_over.append((site, reason))
             continue
-        plan.ties.append((site, resolve(site.layer, choice.tying)))
+        plan.ties.append((site, resolve(site.layer, cast(LayerTying, choice.tying))))
+        keys.add(choice.key)
         _check_untied(site)
+    if isinstance(patterns, Mapping) and not _names_kernels(patterns):
+        _check_globs(plan, [key for key in patterns if patterns[key] is not None and key not in keys])
     if not plan.ties:
-        reasons = "; ".join(f"{site.path}: {reason}" for site, reason in plan.passed_over[:8] if kernel_names(site.layer))
         raise TyingError(
             f"A tying must tie some kernel. Received patterns={patterns!r:.200} for {root.name!r}, of which nothing is tied"
-            f"{f' ({reasons})' if reasons else ''}. Make patterns for the kernel sizes of the model's layers."
+            f"{_reasons(plan)}. Make patterns for the kernel sizes of the model's layers."
         )
     return plan
+
+
+def _reason_against(choice: _Choice, site: Site) -> str | None:
+    """Returns why a site is passed over, or None if it is to be tied."""
+    if choice.tying is None:
+        return choice.reason
+    if choice.is_named:
+        return None
+    return misfit(site.layer, choice.tying)
+
+
+def _check_globs(plan: Plan, idle: list[str]) -> None:
+    """Raises if there are keys that tie nothing."""
+    if idle:
+        raise TyingError(
+            f"A glob in `patterns` must tie some layer. Received {idle}, of which nothing is tied{_reasons(plan)}. "
+            "Leave them out, or make patterns that fit."
+        )
+
+
+def _reasons(plan: Plan) -> str:
+    """Returns in brackets why layers that keep kernels are passed over, for a message."""
+    reasons = "; ".join(f"{site.path}: {reason}" for site, reason in plan.passed_over if kernel_names(site.layer))
+    return f" ({reasons:.600})" if reasons else ""
 
 
 def _check_untied(site: Site) -> None:
@@ -82,10 +113,10 @@ def _chooser(patterns: Patterns, sites: list[Site]) -> Callable[[Site], _Choice]
         _check_tying(tying)
         return lambda site: _Choice(tying)
     if isinstance(patterns, Mapping):
-        _check_names(patterns, sites)
+        globs = _globs(patterns, sites)
         for named_tying in patterns.values():
             _check_tying(named_tying)
-        return lambda site: _choice_by_name(patterns, site)
+        return lambda site: _choice_by_name(patterns, globs, site)
     if callable(patterns):
         return lambda site: _choice_by_call(patterns, site)
     raise TyingError(
@@ -107,40 +138,35 @@ def _names_kernels(patterns: Patterns) -> bool:
     )
 
 
-def _is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
-
-
 def _exact_names(site: Site) -> set[str]:
     return {*site.paths, site.holder.name, site.position}
 
 
-def _check_names(patterns: Mapping[str, LayerTying | None], sites: list[Site]) -> None:
+def _globs(patterns: Mapping[str, LayerTying | None], sites: list[Site]) -> list[str]:
+    """Returns the names that are globs, and raises a `TyingError` if another one is no layer's name."""
     known = set().union(*map(_exact_names, sites))
-    unknown = [name for name in patterns if not _is_glob(name) and name not in known]
+    globs = [name for name in patterns if name not in known and any(character in name for character in "*?[")]
+    unknown = [name for name in patterns if name not in known and name not in globs]
     if unknown:
         raise TyingError(
             f"A name in `patterns` is the name, path or glob of a layer. Received {unknown}, which match no layer. "
-            f"Layers that keep kernels: {[site.path for site in sites if kernel_names(site.layer)]}."
+            f"Name some of the layers that keep kernels: {[site.path for site in sites if kernel_names(site.layer)]}."
         )
-    idle = [name for name in patterns if _is_glob(name) and not any(_matches(name, site) for site in sites)]
-    if idle:
-        raise TyingError(f"A glob in `patterns` matches some layer. Received {idle}. Layers: {[site.path for site in sites]}.")
+    return globs
 
 
-def _matches(glob: str, site: Site) -> bool:
-    return any(fnmatchcase(name, glob) for name in (*site.paths, site.holder.name))
-
-
-def _choice_by_name(patterns: Mapping[str, LayerTying | None], site: Site) -> _Choice:
+def _choice_by_name(patterns: Mapping[str, LayerTying | None], globs: list[str], site: Site) -> _Choice:
     exact = next((name for name in patterns if name in _exact_names(site)), None)
-    name = exact if exact is not None else next((glob for glob in patterns if _is_glob(glob) and _matches(glob, site)), None)
-    if name is None:
+    if exact is not None:
+        return _Choice(patterns[exact], is_named=True, reason=f"left out by {exact!r}", key=exact)
+    names = (*site.paths, site.holder.name)
+    glob = next((glob for glob in globs if any(fnmatchcase(name, glob) for name in names)), None)
+    if glob is None:
         return _Choice(None, reason="not named")
-    return _Choice(patterns[name], is_named=exact is not None, reason=f"left out by {name!r}")
+    return _Choice(patterns[glob], reason=f"left out by {glob!r}", key=glob)
 
 
 def _choice_by_call(patterns: Callable[[keras.Layer], LayerTying | None], site: Site) -> _Choice:
     if not kernel_names(site.layer):
-        return _Choice(None, reason=str(refusal(site.layer)))
+        return _Choice(None, reason=str(misfit(site.layer, {})))
     return _Choice(patterns(site.layer), is_named=True, reason="left out by the callable")

@@ -64,7 +64,8 @@ def plot_kernels(kernel: Tensor, count: int = 8) -> Figure:
     values = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(kernel)), dtype="float64")
     if values.ndim not in (3, 4):
         raise TyingError(
-            f"A picture shows kernels (*spatial, in, out) of one or two spatial axes. Received shape {values.shape}."
+            f"A picture shows kernels (*spatial, in, out) of one or two spatial axes. Received shape {values.shape}. "
+            "Pass a slice."
         )
     slices = values.reshape(*([1] * (4 - values.ndim)), *values.shape[:-2], -1)[..., :count]
     columns = min(slices.shape[-1], 8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ from keras import ops
 
 from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
-from kernel_tying.parameterization import Tied, views
+from kernel_tying.parameterization import Tied, stock_store, views
 from kernel_tying.sites import is_rebuildable
 
 Copier = Callable[[keras.Layer], keras.Layer]
@@ -18,7 +18,7 @@ VariablePairs = list[tuple[keras.Variable, keras.Variable]]
 
 
 def rebuild(model: keras.Layer, copy_layer: Copier) -> keras.Layer:
-    """Returns a copy of `model` with all weights and flags, compiled alike, whose layers are made by `copy_layer`.
+    """Returns a copy of `model` with all weights and flags, compiled alike if it can be, with layers made by `copy_layer`.
 
     Args:
         model: a Sequential or Functional model (nested ones are copied likewise), or a single layer.
@@ -82,16 +82,10 @@ def _copy_variables(old: keras.Layer, new: keras.Layer) -> None:
     """Copies the variables of a layer itself, by its own way of saving and loading, so that it can follow them up."""
     store: dict[str, Any] = {}
     old.save_own_variables(store)
-    if not views(new):
-        store = _with_stock_kernels(old, store)
+    if views(old) and not views(new):
+        store = stock_store(old)
     # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
     new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
-
-
-def _with_stock_kernels(layer: keras.Layer, store: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `layer` saved into `store`, with kernels in the place of its free weights."""
-    kernels = {id(view.theta): view.value for view in views(layer).values()}
-    return {key.partition("_")[0] if id(one) in kernels else key: kernels.get(id(one), one) for key, one in store.items()}
 
 
 def variable_pairs(source: keras.Layer, target: keras.Layer) -> VariablePairs:
@@ -112,16 +106,18 @@ def _pairs(source: keras.Layer, target: keras.Layer) -> Iterator[tuple[keras.Lay
         yield from _pairs(old, new)
 
 
-def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -> bool:
-    """Compiles `model` like `template`, with a fresh optimizer at the same iteration. Returns False if that can't be done.
+def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -> None:
+    """Compiles `model` like `template`, with a fresh optimizer at the same iteration, unless it has its own `compile`.
 
     Args:
         model: the model to compile.
         template: a compiled model, perhaps the same.
         pairs: the variables that the template's optimizer knows, each with the variable in its place.
     """
+    if keras_private.has_own_compile(model):
+        return
     optimizer = template.optimizer and _fresh_optimizer(template.optimizer, pairs)
-    return keras_private.compile_like(model, template, optimizer, copy=_fresh_metric)
+    keras_private.compile_like(model, template, optimizer, copy=_fresh_metric)
 
 
 def _fresh_optimizer(optimizer: Any, pairs: VariablePairs) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from rich import box
+from rich import box  # one of Keras' own requirements
 from rich.console import Console, Group
 from rich.table import Table
 
@@ -63,6 +63,7 @@ class ReportRow:
         lost: `||k - P k|| / ||k||` when it was tied by projection, as far as known.
         convolution: how the layer convolves: "kernel" expands the kernel and calls the stock convolution.
         reason: why the layer is not tied; empty for a tied one.
+        key: what names the layer in `TyingReport.plan`.
     """
 
     layer: str
@@ -93,7 +94,7 @@ class TyingReport:
 
     @property
     def plan(self) -> dict[str, dict[str, TyingPattern]]:
-        """What to pass to `apply_tying` to tie an equal model in the same way.
+        """What to pass to `apply_tying` to tie an equal model with the same patterns; mode and scaling are given again.
 
         Keys are paths of layers, or positions like "#3" inside subclassed models, where automatic names differ from
         one instance to the next.

@@ -10,10 +10,9 @@ import keras
 
 from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor
-from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import pattern_for
-from kernel_tying.kernels import get_companion, kernel_names, kernel_shape, spatial_size
+from kernel_tying.kernels import kernel_names, kernel_shape, spatial_size, tied_constraint
 from kernel_tying.parameterization import Tied, views
 from kernel_tying.pattern import TyingPattern
 
@@ -115,12 +114,6 @@ def tied_kernels(site: Site) -> list[TiedKernel]:
     return found
 
 
-def tied_constraint(layer: keras.Layer, kernel_name: str) -> TiedConstraint | None:
-    """Returns the layer's `TiedConstraint` for a kernel, whoever put it there."""
-    constraint = get_companion(layer, kernel_name, "constraint")
-    return constraint if isinstance(constraint, TiedConstraint) else None
-
-
 def all_tied_kernels(root: keras.Layer) -> list[TiedKernel]:
     """Returns the tied kernels of a model or layer in the order of the walk."""
     return [kernel for site in find_sites(root) for kernel in tied_kernels(site)]
@@ -132,3 +125,8 @@ def some_tied_kernels(root: keras.Layer) -> list[TiedKernel]:
     if not kernels:
         raise TyingError(f"This needs tied kernels. Received {root.name!r}, of which nothing is tied. Call `apply_tying`.")
     return kernels
+
+
+def constrained_kernels(root: keras.Layer) -> list[TiedKernel]:
+    """Returns the kernels of a model or layer that are in constraint mode and built."""
+    return [kernel for kernel in all_tied_kernels(root) if kernel.mode == "constraint" and kernel.variable is not None]

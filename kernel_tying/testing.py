@@ -25,7 +25,7 @@ from kernel_tying.errors import TyingError
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.report import tying_error, tying_report
 
-CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+CONV_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 def patterns(
@@ -51,10 +51,11 @@ def patterns(
         TyingError: the bounds leave no pattern.
     """
     if shape is not None and math.prod(shape) < 2:
-        raise TyingError(f"A pattern has a tied axis, of size 2 or more. Received shape={shape}.")
+        raise TyingError(f"A pattern has a tied axis, of size 2 or more. Received shape={shape}. Enlarge an axis.")
     if not 1 <= min_rank <= max_rank or max_side < 2:
         raise TyingError(
-            f"Bounds of patterns are 1 <= min_rank <= max_rank and 2 <= max_side. Received {min_rank}, {max_rank}, {max_side}."
+            "Bounds of patterns are 1 <= min_rank <= max_rank and 2 <= max_side. "
+            f"Received min_rank={min_rank}, max_rank={max_rank}, max_side={max_side}. Change them."
         )
     sides = st.lists(st.integers(1, max_side), min_size=min_rank, max_size=max_rank).map(tuple)
     shapes = sides.filter(lambda sizes: math.prod(sizes) > 1) if shape is None else st.just(shape)
@@ -110,7 +111,7 @@ def tied_problems(draw: Any, *, max_rank: int = 2, max_side: int = 4, max_channe
 
 @st.composite
 def conv_layers(
-    draw: Any, *, ranks: tuple[int, ...] = (1, 2, 3), max_kernel_size: int = 4, max_channels: int = 4, **options: Any
+    draw: Any, *, ranks: tuple[int, ...] = (1, 2, 3), max_kernel_size: int = 4, max_channels: int = 2, **options: Any
 ) -> tuple[keras.layers.Layer, np.ndarray]:
     """Returns a strategy for pairs of an unbuilt Conv1D, Conv2D or Conv3D layer and an input that it accepts.
 
@@ -126,7 +127,7 @@ def conv_layers(
     """
     rank = draw(st.sampled_from(ranks))
     groups = draw(st.integers(1, 2))
-    in_channels, filters = (groups * draw(st.integers(1, max_channels // 2)) for _ in range(2))
+    channels, filters = draw(st.tuples(*[st.integers(1, max_channels)] * 2))
     size = draw(st.tuples(*[st.integers(2, max_kernel_size)] * rank))
     spacing = draw(st.sampled_from(["strides", "dilation_rate"]))
     drawn = {
@@ -139,9 +140,9 @@ def conv_layers(
         # Without a seed, Keras asks the `random` module for one, which Hypothesis deprecates inside strategies.
         "kernel_initializer": keras.initializers.GlorotUniform(seed=draw(st.integers(0, 99))),
     }
-    layer = CONVOLUTIONS[rank - 1](filters, **{**drawn, **options})
-    spatial = [2 * length + 1 for length in size]
-    shape = [2, *spatial, in_channels] if layer.data_format == "channels_last" else [2, in_channels, *spatial]
+    layer = CONV_LAYERS[rank - 1](**{"filters": groups * filters, **drawn, **options})
+    sizes = [layer.groups * channels, *(2 * length + 1 for length in layer.kernel_size)]
+    shape = [2, *sizes] if layer.data_format == "channels_first" else [2, *sizes[1:], sizes[0]]
     return layer, np.random.default_rng(draw(st.integers(0, 99))).normal(size=shape).astype("float32")
 
 
@@ -173,9 +174,9 @@ def assert_projection(pattern: TyingPattern, kernel: np.ndarray) -> None:
     np.testing.assert_array_equal(
         _array(average(expand(free, pattern), pattern)), _array(free), err_msg="average does not undo expand"
     )
-    residual = np.asarray(kernel, "float64") - projected.astype("float64")
-    along_groups = _array(average(residual.astype(kernel.dtype), pattern))
-    tolerance = 1e-5 * max(1.0, float(np.abs(kernel).max()))
+    residual = np.asarray(kernel, np.result_type(kernel, "float32")) - projected
+    along_groups = _array(average(residual, pattern))
+    tolerance = 16 * np.finfo(kernel.dtype).eps * max(1.0, float(np.abs(kernel).max()))
     np.testing.assert_allclose(along_groups, 0, atol=tolerance, err_msg="the residual is not orthogonal to the tied kernels")
 
 

@@ -4,7 +4,7 @@ from kernel_tying.patterns.channels import channel_blocks, per_filter
 from kernel_tying.patterns.distance import radial, rings
 from kernel_tying.patterns.masks import cross, mask
 from kernel_tying.patterns.matrices import circulant, constant, free, toeplitz
-from kernel_tying.patterns.registry import named, names, register
+from kernel_tying.patterns.registry import named, names, register, ship
 from kernel_tying.patterns.repetition import blocks, tile
 from kernel_tying.patterns.symmetry import dihedral, from_symmetry, mirror, point, rotation, transpose
 
@@ -33,4 +33,4 @@ __all__ = [
 ]
 
 for _family in (mirror, point, rotation, dihedral, transpose, radial, rings, cross, toeplitz, circulant, constant, free):
-    register(_family.__name__, _family)
+    ship(_family)

@@ -10,6 +10,13 @@ from kernel_tying.pattern import TyingPattern
 Family = Callable[[tuple[int, ...]], TyingPattern]
 
 _families: dict[str, Family] = {}
+_shipped: set[str] = set()
+
+
+def ship(function: Family) -> None:
+    """Registers a family of this package under the name of its function, which it keeps."""
+    _families[function.__name__] = function
+    _shipped.add(function.__name__)
 
 
 def register(name: str, function: Family) -> None:
@@ -24,7 +31,7 @@ def register(name: str, function: Family) -> None:
             `TyingError` for sizes for which the family is not defined.
 
     Raises:
-        TyingError: the name belongs to a family of this package.
+        TyingError: the name belongs to a family of this package, or `function` is no function.
 
     Example:
 
@@ -39,8 +46,7 @@ def register(name: str, function: Family) -> None:
             f"A family is a function under a name. Received name={name!r}, function={function!r}. "
             "Example: register('mine', mirror)."
         )
-    registered = _families.get(name)
-    if getattr(registered, "__name__", "") == name and registered.__module__.startswith(__package__):
+    if name in _shipped:
         raise TyingError(f"The families of this package keep their names. Received name={name!r}. Choose another name.")
     _families[name] = function
 
