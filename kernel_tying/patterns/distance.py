@@ -16,6 +16,9 @@ def radial(size: Sequence[int]) -> TyingPattern:
     For square kernels of odd size it equals `dihedral` up to 9x9; from 11x11 on it is coarser, since 3^2 + 4^2 = 0^2 + 5^2.
     For even sizes it is coarser from 8x8 on, since 0.5^2 + 3.5^2 = 2.5^2 + 2.5^2.
 
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
+
     >>> radial((3, 3))
     TyingPattern.parse('ABA/BCB/ABA')
     """
@@ -26,6 +29,9 @@ def rings(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern of square rings: positions at the same Chebyshev distance from the centre are tied.
 
     This is what the `RadialConstraint` of tf.keras meant, for any kernel size.
+
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
 
     >>> rings((3, 3))
     TyingPattern.parse('AAA/ABA/AAA')

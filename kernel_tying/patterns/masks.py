@@ -18,6 +18,9 @@ def mask(array: ArrayLike) -> TyingPattern:
     Args:
         array: booleans, or integers 0 and 1, in the shape of the kernel size.
 
+    Raises:
+        TyingError: the array holds anything but booleans, or integers 0 and 1, or keeps no position.
+
     >>> mask([[1, 0], [1, 1]])
     TyingPattern.parse('A./BC')
     """
@@ -36,6 +39,9 @@ def cross(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern of kernels that are zero off the lines through the centre along the axes.
 
     Along an axis of even size the centre is two positions wide.
+
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
 
     >>> cross((3, 3))
     TyingPattern.parse('.A./BCD/.E.')

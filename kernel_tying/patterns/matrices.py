@@ -14,18 +14,24 @@ from kernel_tying.patterns.sizes import kernel_size, square_size
 def toeplitz(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern of matrices with constant diagonals, `k[i, j] == k[i + 1, j + 1]`.
 
+    Raises:
+        TyingError: the size has not two axes.
+
     >>> toeplitz((2, 3))
     TyingPattern.parse('ABC/DAB')
     """
     sizes = kernel_size(size)
     if len(sizes) != 2:
-        raise TyingError(f"A Toeplitz tying needs a kernel of two axes. Received size={sizes}. Lift one plane with `&`.")
+        raise TyingError(f"A Toeplitz tying needs a kernel of two axes. Received size={sizes}. Pass the size of a matrix.")
     row, column = np.indices(sizes)
     return TyingPattern(column - row + sizes[0])
 
 
 def circulant(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern of square matrices whose rows are the first row, shifted cyclically.
+
+    Raises:
+        TyingError: the size is not square.
 
     >>> circulant((3, 3))
     TyingPattern.parse('ABC/CAB/BCA')
@@ -38,6 +44,9 @@ def circulant(size: Sequence[int]) -> TyingPattern:
 def constant(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern with one free weight: all positions are tied.
 
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
+
     >>> constant((2, 2))
     TyingPattern.parse('AA/AA')
     """
@@ -46,6 +55,9 @@ def constant(size: Sequence[int]) -> TyingPattern:
 
 def free(size: Sequence[int]) -> TyingPattern:
     """Returns the pattern in which every position is a group of its own. It ties nothing; `&` and `per_filter` use it.
+
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
 
     >>> free((2, 2))
     TyingPattern.parse('AB/CD')

@@ -17,6 +17,9 @@ def blocks(*lengths: Sequence[int]) -> TyingPattern:
     Args:
         *lengths: for each axis, the length of each block along it. The kernel size is the sum of the lengths.
 
+    Raises:
+        TyingError: no lengths, or lengths that are no positive integers.
+
     >>> blocks((2, 1, 2), (2, 1, 2))
     TyingPattern.parse('AABCC/AABCC/DDEFF/GGHII/GGHII')
     """
@@ -34,6 +37,9 @@ def tile(size: Sequence[int], repeats: Sequence[int]) -> TyingPattern:
     """Returns the pattern of a kernel of `size` that is repeated `repeats` times along each axis.
 
     The kernel size is `size * repeats`, axis by axis.
+
+    Raises:
+        TyingError: sizes that are no positive integers, or of different lengths.
 
     >>> tile((1, 5), (5, 1))
     TyingPattern.parse('ABCDE/ABCDE/ABCDE/ABCDE/ABCDE')

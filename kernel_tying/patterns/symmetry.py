@@ -50,6 +50,9 @@ def mirror(size: Sequence[int], axis: int | Sequence[int] = -1, antisymmetric: b
         axis: axis or axes along which the kernel equals its reversal, each on its own.
         antisymmetric: the reversal is the negative kernel; a middle is pinned to zero.
 
+    Raises:
+        TyingError: no such axis, or a size that is no tuple of positive integers.
+
     >>> mirror((2, 3)), mirror((1, 3), antisymmetric=True)
     (TyingPattern.parse('ABA/CDC'), TyingPattern.parse('A.-A/'))
     """
@@ -60,6 +63,9 @@ def mirror(size: Sequence[int], axis: int | Sequence[int] = -1, antisymmetric: b
 
 def point(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
     """Returns the pattern of kernels that equal their reversal along all axes at once (anti-point: its negative).
+
+    Raises:
+        TyingError: a size that is no tuple of positive integers.
 
     >>> point((2, 3))
     TyingPattern.parse('ABC/CBA')
@@ -74,6 +80,9 @@ def rotation(size: Sequence[int], order: int = 4, antisymmetric: bool = False) -
         size: kernel size of two axes, square for quarter turns.
         order: 4 or 2.
         antisymmetric: the turn gives the negative kernel.
+
+    Raises:
+        TyingError: another order, or a size that the turn does not map onto itself.
 
     >>> rotation((3, 3))
     TyingPattern.parse('ABA/BCB/ABA')
@@ -96,6 +105,9 @@ def dihedral(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
 
     With `antisymmetric=True` both give the negative kernel.
 
+    Raises:
+        TyingError: the size is not square.
+
     >>> dihedral((5, 5))
     TyingPattern.parse('ABCBA/BDEDB/CEFEC/BDEDB/ABCBA')
     """
@@ -106,10 +118,13 @@ def dihedral(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
 def transpose(size: Sequence[int], antisymmetric: bool = False) -> TyingPattern:
     """Returns the pattern of symmetric square kernels, `k[i, j] == k[j, i]` (antisymmetric: `-k[j, i]`).
 
+    Raises:
+        TyingError: the size is not square.
+
     >>> transpose((2, 2)), transpose((2, 2), antisymmetric=True)
     (TyingPattern.parse('AB/BC'), TyingPattern.parse('.A/-A.'))
     """
-    sizes = square_size(size, "transpose", "`point` also fits rectangles.")
+    sizes = square_size(size, "transpose", "Pass a square size.")
     return from_symmetry(sizes, [_signed(np.transpose, antisymmetric)])
 
 
