@@ -87,6 +87,8 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     kernel = ops.convert_to_tensor(kernel)
     dtype = backend.standardize_dtype(kernel.dtype)
     shape = free_shape(tuple(kernel.shape), pattern)
+    if not backend.is_float_dtype(dtype):
+        raise TyingError(f"Kernels of a float dtype are averaged. Received dtype={dtype!r}. Cast the kernel first.")
     rows = ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
     labels, members = zip(*pattern.groups_by_size, strict=True)
     means = [_mean_of_equal_groups(rows, positions, pattern.signs.ravel()[positions]) for positions in members]
@@ -144,6 +146,7 @@ def kernel_shape(shape: tuple[int, ...], pattern: TyingPattern) -> tuple[int, ..
 
 def check_fits(pattern: TyingPattern, shape: tuple[int, ...]) -> None:
     """Raises a `TyingError` unless every tied axis of `pattern` has its size in `shape`."""
+    _check_pattern(pattern)
     if len(pattern.shape) > len(shape) or any(pattern.shape[axis] != shape[axis] for axis in pattern.tied_axes):
         raise TyingError(
             "A pattern fits a kernel if the axes that it ties have the kernel's sizes, counted from the first axis. "
@@ -163,7 +166,15 @@ def averaging_dtype(dtype: str) -> str:
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
+def _check_pattern(pattern: TyingPattern) -> None:
+    if not isinstance(pattern, TyingPattern):
+        raise TyingError(
+            f"A kernel is tied by a TyingPattern. Received {pattern!r:.200}. `patterns.named(name, size)` makes one."
+        )
+
+
 def _check_free_shape(shape: tuple[int, ...], pattern: TyingPattern) -> None:
+    _check_pattern(pattern)
     expected = [pattern.num_free] + [1] * (len(pattern.tied_axes) - 1)
     if len(shape) < len(pattern.shape) or [shape[axis] for axis in pattern.tied_axes] != expected:
         raise TyingError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
 from kernel_tying.algebra import Tensor
 from kernel_tying.errors import TyingError
@@ -112,6 +113,13 @@ def sublayers(layer: keras.Layer) -> list[keras.Layer]:
     return list(layer.layers) if isinstance(layer, keras.Model) else list(layer._layers)
 
 
+def all_layers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns `layer` and all layers inside it, each once."""
+    return list(
+        {id(one): one for one in [layer, *(inner for child in sublayers(layer) for inner in all_layers(child))]}.values()
+    )
+
+
 def seed_generators(layer: keras.Layer) -> list[keras.random.SeedGenerator]:
     """Returns the seed generators of `layer` itself, which weight files leave out."""
     return list(layer._seed_generators)
@@ -137,7 +145,8 @@ def is_functional(model: keras.Layer) -> bool:
         return False
     # Keras itself decides by the constructor whether the config describes layers; there is no public predicate.
     arguments = inspect.getfullargspec(type(model).__init__)
-    return arguments.args == inspect.getfullargspec(functional.__init__).args or bool(arguments.varargs and arguments.varkw)
+    takes_anything = bool(arguments.varargs and arguments.varkw and not arguments.kwonlyargs)
+    return takes_anything or arguments.args == inspect.getfullargspec(functional.__init__).args
 
 
 def is_sequential(model: keras.Layer) -> bool:
@@ -160,17 +169,14 @@ def has_own_compile(model: keras.Layer) -> bool:
     return type(model).compile is not keras.Model.compile
 
 
-def compile_like(
-    model: keras.Model, template: keras.Model, optimizer: keras.optimizers.Optimizer, copy: Callable[[Any], Any]
-) -> None:
-    """Compiles `model` as `template` was compiled, but with `optimizer`.
+def compile_arguments(model: keras.Model) -> dict[str, Any]:
+    """Returns the objects that `compile` received. `get_compile_config` would fail on a loss written in a notebook."""
+    return dict(model._compile_config.config)
 
-    `get_compile_config` would fail on functions that are not registered, such as a loss written in a notebook, so the
-    objects that `compile` received are used, each passed through `copy`.
-    """
-    arguments = keras.tree.map_structure(copy, dict(template._compile_config.config))
-    # The template's optimizer scales the loss already where it is to be scaled, and so does its copy.
-    model.compile(**{**arguments, "optimizer": optimizer, "auto_scale_loss": False})
+
+def copy_iterations(source: Any, target: Any) -> None:
+    """Copies the count of an optimizer's steps. With gradient accumulation, `iterations` is a quotient of it."""
+    target._iterations.assign(ops.copy(source._iterations))
 
 
 def copy_weight_decay_exclusions(source: Any, target: Any, pairs: list[tuple[keras.Variable, keras.Variable]]) -> None:

@@ -13,6 +13,7 @@ from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import Identifier, validate
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.patterns.registry import named
+from kernel_tying.patterns.sizes import kernel_size
 
 LayerTying = Identifier | Mapping[str, Identifier]  # a bare identifier means the spatial kernel
 
@@ -63,7 +64,7 @@ def companion(kernel_name: str, role: str) -> str:
 
 def spatial_size(layer: keras.Layer) -> tuple[int, ...]:
     """Returns the size of the spatial axes of the layer's kernel."""
-    return tuple(layer.kernel_size)
+    return kernel_size(layer.kernel_size, "kernel_size")
 
 
 class Refusal(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -81,19 +82,20 @@ def apply_tying(
     >>> model.count_params(), tied.count_params()
     (208, 80)
     """
-    _check_arguments(model_or_layer, mode, init, scaling, convolution)
+    _check_options(mode, init, scaling, convolution)
     _check_built(model_or_layer)
     plan = make_plan(model_or_layer, patterns)
+    optimizer = getattr(model_or_layer, "optimizer", None)
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     reasons = {site.path: reason for site, reason in plan.passed_over if not tied_kernels(site)}
     if mode == "constraint":
         tied_root = _constrain(model_or_layer, plan, init)
-    elif _can_rebuild(model_or_layer, plan):
+    elif _is_described(model_or_layer, plan):
         tied_root = _rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
         tied_root = _parameterize_in_place(model_or_layer, plan, init, scaling)
     notes.write(find_sites(tied_root), lost, reasons)
-    for caution in _cautions(model_or_layer, plan, mode):
+    for caution in _cautions(tied_root, plan, mode, optimizer):
         warnings.warn(caution, UserWarning, stacklevel=2)
     return tied_root
 
@@ -120,7 +122,7 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
         if not site.is_described:
             raise TyingError(
                 "A `Tied` layer can be unwrapped in a Sequential or Functional model. "
-                f"Received {site.path!r} in the subclassed {model_or_layer.name!r}. Write the stock layer into the class and "
+                f"Received {site.path!r} in {model_or_layer.name!r}, inside code of its own. Write the stock layer there and "
                 "assign it the kernel: stock.kernel.assign(tied.kernel)."
             )
     root = (
@@ -128,13 +130,13 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
         if wrapped
         else model_or_layer
     )
-    before = root.variables
+    before, optimizer = root.variables, getattr(model_or_layer, "optimizer", None)
     is_swapped = [_strip_in_place(site.layer) for site in find_sites(root)]
     if any(is_swapped):
         _recompile_in_place(root, before)
     _drop_train_functions(root)
-    if (wrapped or any(is_swapped)) and _needs_compile(model_or_layer):
-        warnings.warn(NEEDS_COMPILE.format(model_or_layer.name), UserWarning, stacklevel=2)
+    if (wrapped or any(is_swapped)) and _needs_compile(root, optimizer):
+        warnings.warn(NEEDS_COMPILE.format(root.name), UserWarning, stacklevel=2)
     return root
 
 
@@ -149,12 +151,7 @@ def project_kernels(model_or_layer: keras.Layer) -> None:
         kernel.variable.assign(project(kernel.variable, kernel.pattern))
 
 
-def _check_arguments(root: Any, mode: str, init: str, scaling: str, convolution: str) -> None:
-    if not isinstance(root, keras.Layer):
-        raise TyingError(
-            f"`apply_tying` takes a Keras model or layer. Received {root!r:.200}. Pass the model, then the patterns: "
-            "apply_tying(model, 'mirror')."
-        )
+def _check_options(mode: str, init: str, scaling: str, convolution: str) -> None:
     check_choice("mode", mode, MODES)
     check_choice("init", init, INITS)
     check_options(scaling, convolution)
@@ -172,7 +169,8 @@ def _check_built(root: keras.Layer) -> None:
     if unbuilt or (isinstance(root, keras.Model) and not is_rebuildable(root) and not root.built):
         raise TyingError(
             "A subclassed model is tied after it is built. "
-            f"Received {root.name!r} with unbuilt layers {unbuilt}. Call it once on data, or `model.build(input_shape)`."
+            f"Received {root.name!r}, which is not built{f' in {unbuilt}' if unbuilt else ''}. "
+            "Call it once on data, or `model.build(input_shape)`."
         )
 
 
@@ -210,8 +208,8 @@ def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: 
     return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
 
 
-def _can_rebuild(root: keras.Layer, plan: Plan) -> bool:
-    """Returns whether a rebuilt model describes all tyings: those of the plan, and those that are there already."""
+def _is_described(root: keras.Layer, plan: Plan) -> bool:
+    """Returns whether the config of a rebuilt model describes all tyings: the plan's, and those that are there already."""
     return all(
         site.is_described for site in [*(site for site, _ in plan.ties), *(kernel.site for kernel in all_tied_kernels(root))]
     )
@@ -231,12 +229,26 @@ def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convol
 
 
 def _parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str) -> keras.Layer:
+    _check_owned(root, plan)
     before = root.variables
     for site, patterns in plan.ties:
         parameterize(site.layer, patterns, scaling)
     _redraw([site for site, _ in plan.ties], plan, init)
     _recompile_in_place(root, before)
+    _drop_train_functions(root)
     return root
+
+
+def _check_owned(root: keras.Layer, plan: Plan) -> None:
+    """Raises if another layer tracks a kernel as its own too, as SpectralNormalization does: it would keep the stock kernel."""
+    owners = Counter(
+        id(variable) for layer in keras_private.all_layers(root) for variable in keras_private.own_variables(layer)
+    )
+    shared = [site.path for site, patterns in plan.ties for name in patterns if owners[id(getattr(site.layer, name))] > 1]
+    if shared:
+        raise TyingError(
+            f"A kernel that several layers keep can't be replaced. Received {shared} in {root.name!r}. Use mode='constraint'."
+        )
 
 
 def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
@@ -278,36 +290,36 @@ def _recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None
         recompile(root, root, list(zip(before, root.variables, strict=True)))
 
 
-def _drop_train_functions(layer: keras.Layer) -> None:
-    """Makes compiled models trace their training step anew: a traced step goes on with the constraints that it has seen."""
-    if isinstance(layer, keras.Model):
-        layer.train_function = None
-    for inner in keras_private.sublayers(layer):
-        _drop_train_functions(inner)
+def _drop_train_functions(root: keras.Layer) -> None:
+    """Makes compiled models trace their training step anew: a traced step goes on with what it has seen."""
+    for layer in keras_private.all_layers(root):
+        if isinstance(layer, keras.Model):
+            layer.train_function = None
 
 
-NEEDS_COMPILE = "Model {!r} has its own `compile`, and kernel variables were replaced. Compile it before it is trained."
+NEEDS_COMPILE = (
+    "Kernel variables of model {!r} were replaced, and it has its own `compile`, or an optimizer or metric that its config "
+    "does not describe. Compile it before it is trained."
+)
 
 
-def _needs_compile(given: keras.Layer) -> bool:
-    """Returns whether a model was compiled in a way that nobody else can repeat."""
-    return getattr(given, "compiled", False) and keras_private.has_own_compile(given)
+def _needs_compile(root: keras.Layer, optimizer: Any) -> bool:
+    """Returns whether a model, compiled with `optimizer` before its kernels were replaced, could not be compiled anew."""
+    return optimizer is not None and (not root.compiled or root.optimizer is optimizer)
 
 
-def _cautions(given: keras.Layer, plan: Plan, mode: str) -> Iterator[str]:
-    """Yields what the user of a newly tied model has to see to."""
-    optimizers = keras_private.inner_optimizers(getattr(given, "optimizer", None))
-    if mode == "constraint" and any(getattr(optimizer, "use_ema", False) for optimizer in optimizers):
+def _cautions(root: keras.Layer, plan: Plan, mode: str, optimizer: Any) -> Iterator[str]:
+    """Yields what the user of a newly tied model has to see to; `optimizer` is the one it was compiled with before."""
+    if mode == "constraint" and any(one.use_ema for one in keras_private.inner_optimizers(optimizer)):
         yield (
             "The optimizer averages weights before they are constrained, so averages are not tied. "
             "Add kernel_tying.KeepTied() to the callbacks."
         )
-    if mode == "parameterization" and _needs_compile(given):
-        yield NEEDS_COMPILE.format(given.name)
-    undescribed = [site.path for site, _ in plan.ties if not site.is_described]
-    if undescribed:
+    if mode == "parameterization" and _needs_compile(root, optimizer):
+        yield NEEDS_COMPILE.format(root.name)
+    if not all(site.is_described for site, _ in plan.ties):
+        files = "leave out the tying" if mode == "constraint" else "hold free weights that they can't load"
         yield (
-            f"The config of {given.name!r} does not describe its layers, so its .keras file, pickles and copies leave out the "
-            f"tying of {undescribed}. Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, and "
-            "`load_weights`."
+            f"The config of {root.name!r} does not describe all tied layers, so its .keras file, pickles and copies {files}. "
+            "Use `save_weights`; later construct the model, `apply_tying(model, report.plan)`, and `load_weights`."
         )

@@ -228,6 +228,8 @@ class Tied(keras_private.TransparentWrapper):
         self._patterns = resolve(layer, pattern)
         inherited = {"name": layer.name, "dtype": layer.dtype_policy, "trainable": layer.trainable}
         super().__init__(layer, **{**inherited, **kwargs})
+        if not self.trainable:
+            layer.trainable = False
         self.scaling = scaling
         self.convolution = convolution
         self.supports_jit = layer.supports_jit
@@ -276,6 +278,9 @@ class Tied(keras_private.TransparentWrapper):
 
     def call(self, inputs: Tensor, **kwargs: Any) -> Tensor:
         return self.layer(inputs, **kwargs)
+
+    def compute_output_spec(self, inputs: Tensor, **kwargs: Any) -> Any:
+        return self.layer.compute_output_spec(inputs, **kwargs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return self.layer.compute_output_shape(input_shape)

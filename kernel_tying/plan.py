@@ -144,6 +144,8 @@ def _exact_names(site: Site) -> set[str]:
 
 def _globs(patterns: Mapping[str, LayerTying | None], sites: list[Site]) -> list[str]:
     """Returns the names that are globs, and raises a `TyingError` if another one is no layer's name."""
+    if not all(isinstance(name, str) for name in patterns):
+        raise TyingError(f"The keys of `patterns` are names of layers. Received {list(patterns)}. Use `layer.name`.")
     known = set().union(*map(_exact_names, sites))
     globs = [name for name in patterns if name not in known and any(character in name for character in "*?[")]
     unknown = [name for name in patterns if name not in known and name not in globs]

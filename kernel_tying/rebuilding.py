@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from kernel_tying.parameterization import Tied, stock_store, views
 from kernel_tying.sites import is_rebuildable
 
 Copier = Callable[[keras.Layer], keras.Layer]
+UNDESCRIBED = (TypeError, ValueError, NotImplementedError)  # what Keras raises where a config does not describe an object
 VariablePairs = list[tuple[keras.Variable, keras.Variable]]
 
 
@@ -34,10 +36,20 @@ def rebuild(model: keras.Layer, copy_layer: Copier) -> keras.Layer:
 
 
 def fresh(operation: Any) -> Any:
-    """Returns a new layer or operation of the same configuration."""
+    """Returns a new layer or operation of the same configuration.
+
+    Raises:
+        TyingError: the config names a function or class that is not registered.
+    """
     if isinstance(operation, keras.layers.Lambda):
         return keras_private.copy_lambda(operation)
-    return type(operation).from_config(operation.get_config())
+    try:
+        return type(operation).from_config(operation.get_config())
+    except UNDESCRIBED as error:
+        raise TyingError(
+            f"A layer is copied through its config. Received {operation.name!r}, for which that fails: {error} "
+            "Register its functions and classes by `keras.saving.register_keras_serializable`, or use mode='constraint'."
+        ) from error
 
 
 def _copy(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
@@ -86,6 +98,10 @@ def _copy_variables(old: keras.Layer, new: keras.Layer) -> None:
         store = stock_store(old)
     # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
     new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
+    if hasattr(old, "save_assets"):  # lookup tables
+        with tempfile.TemporaryDirectory() as folder:
+            old.save_assets(folder)
+            new.load_assets(folder)
 
 
 def variable_pairs(source: keras.Layer, target: keras.Layer) -> VariablePairs:
@@ -107,7 +123,9 @@ def _pairs(source: keras.Layer, target: keras.Layer) -> Iterator[tuple[keras.Lay
 
 
 def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -> None:
-    """Compiles `model` like `template`, with a fresh optimizer at the same iteration, unless it has its own `compile`.
+    """Compiles `model` like `template`, with a fresh optimizer at the same iteration.
+
+    A model with its own `compile`, or with an optimizer or metric that its config does not describe, is left as it is.
 
     Args:
         model: the model to compile.
@@ -116,19 +134,38 @@ def recompile(model: keras.Model, template: keras.Model, pairs: VariablePairs) -
     """
     if keras_private.has_own_compile(model):
         return
-    optimizer = template.optimizer and _fresh_optimizer(template.optimizer, pairs)
-    keras_private.compile_like(model, template, optimizer, copy=_fresh_metric)
+    arguments = keras_private.compile_arguments(template)
+    try:
+        optimizer = template.optimizer and _fresh_optimizer(template.optimizer, pairs)
+        if model is not template:
+            arguments = keras.tree.map_structure(_fresh_metric, arguments)
+    except UNDESCRIBED:
+        return
+    # The template's optimizer scales the loss already where it is to be scaled, and so does its copy.
+    model.compile(**{**arguments, "optimizer": optimizer, "auto_scale_loss": False})
 
 
 def _fresh_optimizer(optimizer: Any, pairs: VariablePairs) -> Any:
     """Returns an optimizer of the same configuration and iteration count, without slots."""
-    copy = fresh(optimizer)
+    for one in keras_private.inner_optimizers(optimizer):
+        _check_config(type(one))
+    copy = type(optimizer).from_config(optimizer.get_config())
     for old, new in zip(keras_private.inner_optimizers(optimizer), keras_private.inner_optimizers(copy), strict=True):
-        new.iterations.assign(old.iterations)
+        keras_private.copy_iterations(old, new)
         keras_private.copy_weight_decay_exclusions(old, new, pairs)
     return copy
 
 
 def _fresh_metric(argument: Any) -> Any:
     """Returns a metric without the state of the given one; whatever else `compile` takes holds no state."""
-    return fresh(argument) if isinstance(argument, keras.metrics.Metric) else argument
+    if not isinstance(argument, keras.metrics.Metric):
+        return argument
+    _check_config(type(argument))
+    return type(argument).from_config(argument.get_config())
+
+
+def _check_config(cls: type) -> None:
+    """Raises a NotImplementedError if a class has a constructor of its own, but not the config to go with it."""
+    constructor, config = (next(base for base in cls.__mro__ if name in vars(base)) for name in ("__init__", "get_config"))
+    if not constructor.__module__.startswith("keras.") and not issubclass(config, constructor):
+        raise NotImplementedError(f"{cls.__name__} has no `get_config` of its own.")

@@ -75,6 +75,8 @@ class TiedKernel:
 
 def find_sites(root: keras.Layer) -> list[Site]:
     """Returns the sites of a model or layer in the order of the walk, each shared layer once."""
+    if not isinstance(root, keras.Layer):
+        raise TyingError(f"Kernels are tied in a Keras model or layer. Received {root!r:.200}. Pass a model, or one layer.")
     sites: dict[int, Site] = {}
     for path, layer, is_described in _walk(root, "", True):
         site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}", is_described))
