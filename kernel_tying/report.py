@@ -43,8 +43,12 @@ def tying_report(model_or_layer: keras.Layer) -> TyingReport:
     """Returns what is tied how: a table in a terminal, HTML in a notebook, `to_dict()` for programs.
 
     Layers with weights that are not tied are listed with the reason.
+
+    Raises:
+        TyingError: no model or layer.
     """
-    return TyingReport(model_or_layer.name, [row for site in find_sites(model_or_layer) for row in _rows(site)])
+    rows = [row for site in find_sites(model_or_layer) for row in _rows(site)]
+    return TyingReport(model_or_layer.name, rows)
 
 
 @dataclass(frozen=True)

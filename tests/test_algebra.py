@@ -307,3 +307,14 @@ def test_relative_distance_of_a_kernel_that_is_not_finite_is_nan(bad, position):
     kernel[position] = bad
 
     assert np.isnan(relative_distance(kernel, kt.patterns.mirror((3,))))
+
+
+@pytest.mark.parametrize("operation", [kt.expand, kt.average, kt.project])
+def test_operations_take_patterns_only(operation):
+    with refuses("'mirror'"):
+        operation(np.ones((3, 3, 1, 1), "float32"), "mirror")
+
+
+def test_average_takes_floats_only():
+    with refuses("dtype='int64'"):
+        kt.average(np.ones((3,), "int64"), kt.TyingPattern.parse("ABA"))

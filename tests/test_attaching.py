@@ -8,6 +8,7 @@ from keras import layers
 from models import MODES, make, sequential, skip, tie
 
 import kernel_tying as kt
+from kernel_tying import kernels
 
 in_both_modes = pytest.mark.parametrize("mode", MODES)
 
@@ -145,3 +146,151 @@ def test_the_mode_is_changed_by_stripping_and_tying_again(first):
 
     np.testing.assert_equal(array(changed.get_layer("first").kernel), kernel)
     assert {row.mode for row in kt.tying_report(changed).rows if row.pattern} == {second}
+
+
+@in_both_modes
+def test_an_optimizer_that_accumulates_gradients_goes_on_counting(mode):
+    model = two_sizes()
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), "mse", run_eagerly=True)
+    model.fit(np.ones((6, 9, 9, 2)), np.ones((6, 3, 3, 2)), batch_size=1, verbose=0)
+
+    tied = kt.apply_tying(model, "mirror", mode=mode)
+
+    assert int(tied.optimizer.iterations) == int(model.optimizer.iterations) == 3
+
+
+class Above(keras.metrics.Mean):
+    """A metric whose config leaves its argument out."""
+
+    def __init__(self, threshold, **kwargs):
+        super().__init__(**kwargs)
+        self.threshold = threshold
+
+
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule without a config."""
+
+    def __call__(self, step):
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"metrics": [Above(0.9)]}, {"optimizer": keras.optimizers.SGD(Warmup())}],
+    ids=["metric without config", "schedule without config"],
+)
+def test_what_no_config_describes_is_to_be_compiled_again(options):
+    model = two_sizes()
+    model.compile(**{"optimizer": "sgd", "loss": "mse", **options})
+
+    with pytest.warns(UserWarning, match="does not describe"):
+        tied = kt.apply_tying(model, "mirror", mode="parameterization")
+
+    assert not tied.compiled
+    assert kt.tying_error(tied) == 0.0
+
+
+class Scaled(keras.Model):
+    """A Functional subclass with an argument that a rebuilt model would lose."""
+
+    def __init__(self, *args, factor=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.factor = factor
+
+    def call(self, inputs, **kwargs):
+        return self.factor * super().call(inputs, **kwargs)
+
+
+def test_a_functional_subclass_with_arguments_of_its_own_is_tied_in_place():
+    inputs = keras.Input((9, 9, 2))
+    model = Scaled(inputs, layers.Conv2D(2, 3)(inputs), factor=3.0)
+
+    with pytest.warns(UserWarning, match="does not describe"):
+        tied = kt.apply_tying(model, "mirror", mode="parameterization")
+
+    assert tied is model
+    assert kt.tying_error(tied) == 0.0
+
+
+class Convolution(layers.Layer):
+    """A layer of one's own with the attributes that the table asks for, and nothing else."""
+
+    kernel_size = (3,)
+
+    def __init__(self, kernel_initializer="glorot_uniform", kernel_constraint=None, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(3, input_shape[-1], 2), initializer=self.kernel_initializer, constraint=self.kernel_constraint, name="kernel"
+        )
+
+    def call(self, inputs):
+        return keras.ops.conv(inputs, self.kernel)
+
+
+@in_both_modes
+def test_a_registered_layer_of_ones_own_is_tied(mode, monkeypatch):
+    monkeypatch.setattr(kernels, "KERNELS", dict(kernels.KERNELS))
+    kt.register_layer(Convolution, ["kernel"])
+    inputs = keras.Input((9, 2))
+
+    tied = kt.apply_tying(keras.Model(inputs, Convolution(name="own")(inputs)), "mirror", mode=mode)
+
+    assert list(kt.tying_report(tied).plan) == ["own"]
+    assert kt.tying_error(tied) == 0.0
+
+
+def test_a_kernel_that_another_layer_keeps_too_is_not_replaced():
+    model = keras.Sequential([keras.Input((9, 9, 2)), layers.SpectralNormalization(layers.Conv2D(2, 3, name="conv"))])
+    weights = [id(weight) for weight in model.weights]
+
+    with refuses("conv"):
+        kt.apply_tying(model, "mirror", mode="parameterization")
+
+    assert [id(weight) for weight in model.weights] == weights
+
+
+def test_a_rebuilt_model_keeps_its_lookup_tables():
+    lookup = layers.IntegerLookup(output_mode="one_hot")
+    lookup.adapt([[7], [8]])
+    numbers, inputs = keras.Input((1,), dtype="int64"), keras.Input((9, 9, 2))
+    model = keras.Model([numbers, inputs], [lookup(numbers), layers.Conv2D(2, 3)(inputs)])
+    data = [np.array([[8]]), np.ones((1, 9, 9, 2), "float32")]
+
+    tied = kt.apply_tying(model, "mirror", mode="parameterization")
+
+    np.testing.assert_array_equal(array(tied(data)[0]), array(model(data)[0]))
+
+
+def test_a_layer_with_an_unregistered_function_is_refused():
+    def double(value):
+        return 2 * value
+
+    model = keras.Sequential([keras.Input((9, 9, 2)), layers.Conv2D(2, 3), layers.Activation(double, name="doubled")])
+
+    with refuses("'doubled'"):
+        kt.apply_tying(model, "mirror", mode="parameterization")
+
+
+@pytest.mark.parametrize("verb", [kt.strip_tying, kt.tying_error, kt.tying_report, kt.project_kernels])
+@pytest.mark.parametrize("value", [None, "model"])
+def test_verbs_take_models_and_layers_only(verb, value):
+    with refuses(repr(value)):
+        verb(value)
+
+
+def test_keys_of_patterns_are_names():
+    with refuses("[3]"):
+        kt.apply_tying(two_sizes(), {3: "mirror"})
+
+
+def test_tied_freezes_the_layer_if_it_is_to_be_frozen():
+    tied = kt.Tied(layers.Conv2D(2, 3), "mirror", trainable=False)
+
+    tied.build((None, 9, 9, 2))
+
+    assert tied.trainable_weights == []
