@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,17 +10,21 @@ import keras
 
 from kernel_tying import keras_private, notes
 from kernel_tying.algebra import project, relative_distance
-from kernel_tying.constraint import TiedConstraint
+from kernel_tying.attaching import (
+    constrain,
+    drop_traced_functions,
+    parameterize_in_place,
+    rebuild_tied,
+    recompile_in_place,
+    strip_in_place,
+)
 from kernel_tying.errors import TyingError, check_choice
-from kernel_tying.initializer import TiedInitializer, untied
-from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint
-from kernel_tying.parameterization import Tied, check_options, deparameterize, parameterize, views
+from kernel_tying.kernels import kernel_names
+from kernel_tying.parameterization import Tied, check_options
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
-from kernel_tying.rebuilding import fresh, rebuild, recompile
-from kernel_tying.regularizer import TyingPenalty
+from kernel_tying.rebuilding import fresh, rebuild
 from kernel_tying.sites import (
-    Site,
     all_tied_kernels,
     constrained_kernels,
     find_sites,
@@ -89,11 +92,11 @@ def apply_tying(
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     reasons = {site.path: reason for site, reason in plan.passed_over if not tied_kernels(site)}
     if mode == "constraint":
-        tied_root = _constrain(model_or_layer, plan, init)
+        tied_root = constrain(model_or_layer, plan, init)
     elif _is_described(model_or_layer, plan):
-        tied_root = _rebuild_tied(model_or_layer, plan, init, scaling, convolution)
+        tied_root = rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
-        tied_root = _parameterize_in_place(model_or_layer, plan, init, scaling)
+        tied_root = parameterize_in_place(model_or_layer, plan, init, scaling)
     notes.write(find_sites(tied_root), lost, reasons)
     for caution in _cautions(tied_root, plan, mode, optimizer):
         warnings.warn(caution, UserWarning, stacklevel=2)
@@ -131,10 +134,10 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
         else model_or_layer
     )
     before, optimizer = root.variables, getattr(model_or_layer, "optimizer", None)
-    is_swapped = [_strip_in_place(site.layer) for site in find_sites(root)]
+    is_swapped = [strip_in_place(site.layer) for site in find_sites(root)]
     if any(is_swapped):
-        _recompile_in_place(root, before)
-    _drop_train_functions(root)
+        recompile_in_place(root, before)
+    drop_traced_functions(root)
     if (wrapped or any(is_swapped)) and _needs_compile(root, optimizer):
         warnings.warn(NEEDS_COMPILE.format(root.name), UserWarning, stacklevel=2)
     return root
@@ -179,122 +182,11 @@ def _lost_norms(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> dic
     return {name: relative_distance(getattr(layer, name), pattern) for name, pattern in patterns.items()} if layer.built else {}
 
 
-def _constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
-    for site, patterns in plan.ties:
-        for name, pattern in patterns.items():
-            _attach_constraint(site.layer, name, pattern, init)
-    _drop_train_functions(root)
-    return root
-
-
-def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> None:
-    """Sets constraint and initializer of the layer, which are saved, and the constraint of the variable, which is run."""
-    variable = getattr(layer, name) if layer.built else None
-    then = get_companion(layer, name, "constraint") if variable is None else variable.constraint
-    constraint = TiedConstraint(pattern, then)
-    set_companion(layer, name, "constraint", constraint)
-    set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(get_companion(layer, name, "initializer"))))
-    if variable is not None:
-        variable.constraint = constraint
-        variable.assign(_initial_kernel(layer, name, pattern, init))
-
-
-def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> Any:
-    """Returns the kernel with which a newly tied built layer starts."""
-    kernel = getattr(layer, name)
-    if init == "project":
-        return project(kernel, pattern)
-    base = untied(get_companion(layer, name, "initializer"))
-    return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
-
-
 def _is_described(root: keras.Layer, plan: Plan) -> bool:
     """Returns whether the config of a rebuilt model describes all tyings: the plan's, and those that are there already."""
     return all(
         site.is_described for site in [*(site for site, _ in plan.ties), *(kernel.site for kernel in all_tied_kernels(root))]
     )
-
-
-def _rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
-    by_layer = {id(site.layer): patterns for site, patterns in plan.ties}
-
-    def copy_layer(layer: keras.Layer) -> keras.Layer:
-        patterns = by_layer.get(id(layer))
-        return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
-
-    tied_root = rebuild(root, copy_layer)
-    notes.carry_over(find_sites(root), find_sites(tied_root))
-    _redraw(find_sites(tied_root), plan, init)
-    return tied_root
-
-
-def _parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str) -> keras.Layer:
-    _check_owned(root, plan)
-    before = root.variables
-    for site, patterns in plan.ties:
-        parameterize(site.layer, patterns, scaling)
-    _redraw([site for site, _ in plan.ties], plan, init)
-    _recompile_in_place(root, before)
-    _drop_train_functions(root)
-    return root
-
-
-def _check_owned(root: keras.Layer, plan: Plan) -> None:
-    """Raises if another layer tracks a kernel as its own too, as SpectralNormalization does: it would keep the stock kernel."""
-    owners = Counter(
-        id(variable) for layer in keras_private.all_layers(root) for variable in keras_private.own_variables(layer)
-    )
-    shared = [site.path for site, patterns in plan.ties for name in patterns if owners[id(getattr(site.layer, name))] > 1]
-    if shared:
-        raise TyingError(
-            f"A kernel that several layers keep can't be replaced. Received {shared} in {root.name!r}. Use mode='constraint'."
-        )
-
-
-def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
-    """Draws new kernels for the newly tied layers among `sites`, if that is asked for."""
-    tied_paths = {site.path for site, _ in plan.ties} if init == "redraw" else set()
-    for site in sites:
-        for name, view in views(site.layer).items() if site.path in tied_paths else ():
-            view.assign(_initial_kernel(site.layer, name, view.pattern, init))
-
-
-def _strip_in_place(layer: keras.Layer) -> bool:
-    """Removes all of this package from a stock layer. Returns whether a kernel variable was replaced."""
-    is_swapped = bool(views(layer))
-    deparameterize(layer)
-    for name in kernel_names(layer):
-        _strip_companions(layer, name)
-    notes.clear(layer)
-    return is_swapped
-
-
-def _strip_companions(layer: keras.Layer, name: str) -> None:
-    """Puts plain Keras objects in the place of a kernel's `TiedConstraint`, `TiedInitializer` and `TyingPenalty`."""
-    variable = getattr(layer, name) if layer.built else None
-    constraint = tied_constraint(layer, name)
-    if constraint is not None:
-        set_companion(layer, name, "constraint", constraint.then)
-        if variable is not None:
-            variable.constraint = constraint.then
-    if isinstance(get_companion(layer, name, "regularizer"), TyingPenalty):
-        set_companion(layer, name, "regularizer", None)
-        if variable is not None:
-            variable.regularizer = None
-    set_companion(layer, name, "initializer", untied(get_companion(layer, name, "initializer")))
-
-
-def _recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None:
-    """Compiles a model anew after variables were replaced; `before` are its variables of then."""
-    if getattr(root, "compiled", False):
-        recompile(root, root, list(zip(before, root.variables, strict=True)))
-
-
-def _drop_train_functions(root: keras.Layer) -> None:
-    """Makes compiled models trace their training step anew: a traced step goes on with what it has seen."""
-    for layer in keras_private.all_layers(root):
-        if isinstance(layer, keras.Model):
-            layer.train_function = None
 
 
 NEEDS_COMPILE = (
@@ -310,7 +202,7 @@ def _needs_compile(root: keras.Layer, optimizer: Any) -> bool:
 
 def _cautions(root: keras.Layer, plan: Plan, mode: str, optimizer: Any) -> Iterator[str]:
     """Yields what the user of a newly tied model has to see to; `optimizer` is the one it was compiled with before."""
-    if mode == "constraint" and any(one.use_ema for one in keras_private.inner_optimizers(optimizer)):
+    if mode == "constraint" and any(getattr(one, "use_ema", False) for one in keras_private.inner_optimizers(optimizer)):
         yield (
             "The optimizer averages weights before they are constrained, so averages are not tied. "
             "Add kernel_tying.KeepTied() to the callbacks."

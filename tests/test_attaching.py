@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import array, refuses
 from keras import layers
-from models import MODES, make, sequential, skip, tie
+from models import MODES, images, make, sequential, skip, subclassed, tie
 
 import kernel_tying as kt
 from kernel_tying import kernels
@@ -294,3 +294,25 @@ def test_tied_freezes_the_layer_if_it_is_to_be_frozen():
     tied.build((None, 9, 9, 2))
 
     assert tied.trainable_weights == []
+
+
+@in_both_modes
+def test_predictions_that_were_traced_before_see_the_tied_kernels(mode):
+    model = make(subclassed)
+    model.predict(images(model), verbose=0)
+
+    tied = tie(model, mode)
+
+    np.testing.assert_allclose(tied.predict(images(tied), verbose=0), array(tied(images(tied))), rtol=1e-5, atol=1e-6)
+
+
+@in_both_modes
+def test_predictions_that_were_traced_before_see_the_stripped_kernels(mode):
+    tied = tie(make(subclassed), mode)
+    tied.predict(images(tied), verbose=0)
+
+    stripped = kt.strip_tying(tied)
+    stripped.set_weights([2 * weight for weight in stripped.get_weights()])
+
+    expected = array(stripped(images(stripped)))
+    np.testing.assert_allclose(stripped.predict(images(stripped), verbose=0), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,135 @@
+"""How a planned tying is put on a model and taken off again: constraints, swapped kernels, and rebuilt models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import keras
+
+from kernel_tying import keras_private, notes
+from kernel_tying.algebra import project
+from kernel_tying.constraint import TiedConstraint
+from kernel_tying.errors import TyingError
+from kernel_tying.initializer import TiedInitializer, untied
+from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint
+from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
+from kernel_tying.pattern import TyingPattern
+from kernel_tying.plan import Plan
+from kernel_tying.rebuilding import fresh, rebuild, recompile
+from kernel_tying.regularizer import TyingPenalty
+from kernel_tying.sites import Site, find_sites
+
+
+def constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
+    """Returns `root` with constraints on the planned kernels, which are projected or redrawn."""
+    for site, patterns in plan.ties:
+        for name, pattern in patterns.items():
+            _attach_constraint(site.layer, name, pattern, init)
+    drop_traced_functions(root)
+    return root
+
+
+def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> None:
+    """Sets constraint and initializer of the layer, which are saved, and the constraint of the variable, which is run."""
+    variable = getattr(layer, name) if layer.built else None
+    then = get_companion(layer, name, "constraint") if variable is None else variable.constraint
+    constraint = TiedConstraint(pattern, then)
+    set_companion(layer, name, "constraint", constraint)
+    set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(get_companion(layer, name, "initializer"))))
+    if variable is not None:
+        variable.constraint = constraint
+        variable.assign(_initial_kernel(layer, name, pattern, init))
+
+
+def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> Any:
+    """Returns the kernel with which a newly tied built layer starts."""
+    kernel = getattr(layer, name)
+    if init == "project":
+        return project(kernel, pattern)
+    base = untied(get_companion(layer, name, "initializer"))
+    return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
+
+
+def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
+    """Returns a copy of `root` in which `Tied` stands around the planned layers."""
+    by_layer = {id(site.layer): patterns for site, patterns in plan.ties}
+
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        patterns = by_layer.get(id(layer))
+        return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
+
+    tied_root = rebuild(root, copy_layer)
+    notes.carry_over(find_sites(root), find_sites(tied_root))
+    _redraw(find_sites(tied_root), plan, init)
+    return tied_root
+
+
+def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str) -> keras.Layer:
+    """Returns `root` with tied kernels in the place of the planned layers' own."""
+    _check_owned(root, plan)
+    before = root.variables
+    for site, patterns in plan.ties:
+        parameterize(site.layer, patterns, scaling)
+    _redraw([site for site, _ in plan.ties], plan, init)
+    recompile_in_place(root, before)
+    drop_traced_functions(root)
+    return root
+
+
+def _check_owned(root: keras.Layer, plan: Plan) -> None:
+    """Raises if another layer tracks a kernel as its own too, as SpectralNormalization does: it would keep the stock kernel."""
+    owners = Counter(
+        id(variable) for layer in keras_private.all_layers(root) for variable in keras_private.own_variables(layer)
+    )
+    shared = [site.path for site, patterns in plan.ties for name in patterns if owners[id(getattr(site.layer, name))] > 1]
+    if shared:
+        raise TyingError(
+            f"A kernel that several layers keep can't be replaced. Received {shared} in {root.name!r}. Use mode='constraint'."
+        )
+
+
+def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
+    """Draws new kernels for the newly tied layers among `sites`, if that is asked for."""
+    tied_paths = {site.path for site, _ in plan.ties} if init == "redraw" else set()
+    for site in sites:
+        for name, view in views(site.layer).items() if site.path in tied_paths else ():
+            view.assign(_initial_kernel(site.layer, name, view.pattern, init))
+
+
+def strip_in_place(layer: keras.Layer) -> bool:
+    """Removes all of this package from a stock layer. Returns whether a kernel variable was replaced."""
+    is_swapped = bool(views(layer))
+    deparameterize(layer)
+    for name in kernel_names(layer):
+        _strip_companions(layer, name)
+    notes.clear(layer)
+    return is_swapped
+
+
+def _strip_companions(layer: keras.Layer, name: str) -> None:
+    """Puts plain Keras objects in the place of a kernel's `TiedConstraint`, `TiedInitializer` and `TyingPenalty`."""
+    variable = getattr(layer, name) if layer.built else None
+    constraint = tied_constraint(layer, name)
+    if constraint is not None:
+        set_companion(layer, name, "constraint", constraint.then)
+        if variable is not None:
+            variable.constraint = constraint.then
+    if isinstance(get_companion(layer, name, "regularizer"), TyingPenalty):
+        set_companion(layer, name, "regularizer", None)
+        if variable is not None:
+            variable.regularizer = None
+    set_companion(layer, name, "initializer", untied(get_companion(layer, name, "initializer")))
+
+
+def recompile_in_place(root: keras.Layer, before: list[keras.Variable]) -> None:
+    """Compiles a model anew after variables were replaced; `before` are its variables of then."""
+    if getattr(root, "compiled", False):
+        recompile(root, root, list(zip(before, root.variables, strict=True)))
+
+
+def drop_traced_functions(root: keras.Layer) -> None:
+    """Makes models trace their steps anew: a traced step goes on with the constraints and kernels that it has seen."""
+    for layer in keras_private.all_layers(root):
+        if isinstance(layer, keras.Model):
+            layer.train_function = layer.test_function = layer.predict_function = None
