@@ -11,6 +11,7 @@ import numpy as np
 from kernel_tying.errors import TyingError
 
 PINNED = "."
+MAX_RANK = 32
 _OUTSIDE_ASCII = 0x10000  # symbols for one column of more than 52 groups, where tokens would read as rows of characters
 
 
@@ -23,6 +24,8 @@ def parse(text: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, 
     slashes = "/".join(line.strip() for line in text.strip().splitlines())
     slashes = re.sub(r"[ \t]*/[ \t]*", "/", slashes)
     depth = max((len(run) for run in re.findall("/+", slashes)), default=0)
+    if depth >= MAX_RANK:
+        raise TyingError(f"A pattern has at most {MAX_RANK} axes. Received {depth} slashes in a row. Leave some out.")
     split = _tokens if re.search(r"[ \t]", slashes) else _characters
     cells, cells_shape = _nest(slashes, depth, split)
     names = [cell.removeprefix("-") for cell in cells]

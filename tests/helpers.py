@@ -53,7 +53,7 @@ def array(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-def refuses(received):
+def raises_tying_error(received):
     """Expects a TyingError of three parts: a rule, `received` behind the word Received, a way out."""
     return pytest.raises(kt.TyingError, match=rf"(?s)^.+[.!?] Received.*{re.escape(received)}.*[.!?] .+\.$")
 

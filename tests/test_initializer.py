@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import array, dense_project, refuses
+from helpers import array, dense_project, raises_tying_error
 
 import kernel_tying as kt
 
@@ -106,10 +106,10 @@ def test_initializer_deserialized_has_the_same_config(name):
 
 @pytest.mark.parametrize("pattern", [None, "miror", [[0, 1]]], ids=repr)
 def test_what_is_no_tying_is_refused(pattern):
-    with refuses(repr(pattern)):
+    with raises_tying_error(repr(pattern)):
         kt.TiedInitializer(pattern)
 
 
 def test_shape_that_the_pattern_does_not_fit_is_refused():
-    with refuses("(5, 5, 1, 1)"):
+    with raises_tying_error("(5, 5, 1, 1)"):
         kt.TiedInitializer(UNEQUAL)((5, 5, 1, 1))

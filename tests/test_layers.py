@@ -6,7 +6,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import array, dense_adjoint, dense_average, dense_expand, dense_project, gradients, refuses, root_sizes, train_step
+from helpers import (
+    array,
+    dense_adjoint,
+    dense_average,
+    dense_expand,
+    dense_project,
+    gradients,
+    raises_tying_error,
+    root_sizes,
+    train_step,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -611,14 +621,14 @@ REFUSED = {
 def test_tied_refuses(case):
     act, received = REFUSED[case]
 
-    with refuses(received):
+    with raises_tying_error(received):
         act()
 
 
 def test_pattern_over_channels_that_does_not_fit_is_refused_at_build():
     tied = kt.Tied(layers.Conv2D(3, 3, name="conv"), kt.patterns.constant((3, 3, 4, 3)))
 
-    with refuses("(3, 3, 4, 3)"):
+    with raises_tying_error("(3, 3, 4, 3)"):
         tied.build(IMAGES.shape)
 
 

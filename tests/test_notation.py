@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import refuses
+from helpers import raises_tying_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +109,7 @@ def test_str_writes(pattern, text):
         pytest.param(" \n ", "''", id="blank"),
         pytest.param("/", "''", id="rows without cells"),
         pytest.param("//AB", "''", id="leading slashes"),
+        pytest.param("AB" + 10_000 * "/", "10000 slashes", id="axes without end"),
         pytest.param("ABC/AB", "[(3,), (2,)]", id="ragged rows"),
         pytest.param("A B/AB", "[(2,), (1,)]", id="tokens and characters"),
         pytest.param("AB/AB//AB", "[(2, 2), (1, 2)]", id="ragged planes"),
@@ -123,11 +124,11 @@ def test_str_writes(pattern, text):
     ],
 )
 def test_malformed_text_is_refused_with_rule_received_and_way_out(text, received):
-    with refuses(received):
+    with raises_tying_error(received):
         kt.TyingPattern.parse(text)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (), "x", (2.0, 2)])
 def test_shape_that_does_not_hold_all_cells_is_refused(shape):
-    with refuses(f"4 cells and shape={shape!r}"):
+    with raises_tying_error(f"4 cells and shape={shape!r}"):
         kt.TyingPattern.parse("AB/CA", shape=shape)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers import refuses
+from helpers import raises_tying_error
 from matplotlib import pyplot as plt
 
 import kernel_tying as kt
@@ -36,7 +36,7 @@ def test_plot_pattern_draws_on_the_given_axes():
 
 
 def test_plot_pattern_refuses_three_tied_axes():
-    with refuses("(2, 2, 2)"):
+    with raises_tying_error("(2, 2, 2)"):
         plotting.plot_pattern(kt.patterns.constant((2, 2, 2)))
 
 
@@ -53,5 +53,5 @@ def test_plot_kernels_shows_the_first_slices_in_one_scale(shape):
 
 
 def test_plot_kernels_refuses_three_spatial_axes():
-    with refuses("(2, 2, 2, 1, 1)"):
+    with raises_tying_error("(2, 2, 2, 1, 1)"):
         plotting.plot_kernels(np.zeros((2, 2, 2, 1, 1)))

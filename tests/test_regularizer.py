@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import array, dense_project, gradient, refuses
+from helpers import array, dense_project, gradient, raises_tying_error
 from hypothesis import given
 
 import kernel_tying as kt
@@ -81,7 +81,7 @@ def test_penalty_deserialized_has_the_same_config(name):
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf"), "0.1", None], ids=repr)
 def test_strength_that_is_no_finite_number_from_zero_is_refused(strength):
-    with refuses(f"strength={strength!r}"):
+    with raises_tying_error(f"strength={strength!r}"):
         kt.TyingPenalty("mirror", strength)
 
 
@@ -92,10 +92,10 @@ def test_strength_may_be_any_number_from_zero(strength):
 
 @pytest.mark.parametrize("pattern", [None, "miror", [[0, 1]]], ids=repr)
 def test_what_is_no_tying_is_refused(pattern):
-    with refuses(repr(pattern)):
+    with raises_tying_error(repr(pattern)):
         kt.TyingPenalty(pattern)
 
 
 def test_kernel_of_another_size_is_refused():
-    with refuses("(5, 5, 1, 1)"):
+    with raises_tying_error("(5, 5, 1, 1)"):
         kt.TyingPenalty(SIGNED)(random_kernel(5, 5, 1, 1))
