@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -147,6 +147,36 @@ def is_functional(model: keras.Layer) -> bool:
     arguments = inspect.getfullargspec(type(model).__init__)
     takes_anything = bool(arguments.varargs and arguments.varkw and not arguments.kwonlyargs)
     return takes_anything or arguments.args == inspect.getfullargspec(functional.__init__).args
+
+
+def call_alike(model: keras.Model, inputs: Any, copy: Callable[[Any], Any]) -> Any:
+    """Returns what copies of a Functional model's operations make of `inputs`, called as the model calls its own.
+
+    `keras.models.clone_model` does not keep the order in which an operation was called several times, and the config shows it.
+
+    Args:
+        model: a Functional model.
+        inputs: symbolic tensors in the structure of `model.input`.
+        copy: returns the copy of an operation, the same one each time.
+    """
+    tensors = dict(zip(map(id, keras.tree.flatten(model.input)), keras.tree.flatten(inputs), strict=True))
+    nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+    pending = [node for node in nodes if not node.is_input]
+    while pending:
+        node = next(node for node in pending if _is_next_call(node, tensors, pending))
+        pending.remove(node)
+        args, kwargs = node.arguments.fill_in(tensors)
+        outputs = keras.tree.flatten(copy(node.operation)(*args, **kwargs))
+        tensors.update(zip(map(id, node.outputs), outputs, strict=True))
+    return keras.tree.map_structure(lambda tensor: tensors[id(tensor)], model.output)
+
+
+def _is_next_call(node: Any, tensors: dict[int, Any], pending: list[Any]) -> bool:
+    """Returns whether the inputs of a call are known, and no earlier call of the same operation is pending."""
+    if not all(id(tensor) in tensors for tensor in node.input_tensors):
+        return False
+    calls = node.operation._inbound_nodes
+    return not any(other in pending for other in calls[: calls.index(node)])
 
 
 def is_sequential(model: keras.Layer) -> bool:

@@ -64,13 +64,10 @@ def _copied(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
         return copy_layer(layer) if isinstance(layer, keras.Layer) else fresh(layer)
     if isinstance(layer, keras.Sequential):
         return type(layer)([_copy(one, copy_layer, copies) for one in keras_private.sequential_layers(layer)], name=layer.name)
-    inputs = {id(one.output): one for one in layer.layers if isinstance(one, keras.layers.InputLayer)}
-    clone = keras.models.clone_model(
-        keras.Model(layer.input, layer.output, name=layer.name),  # not compiled: Keras would compile the copy from configs
-        input_tensors=keras.tree.map_structure(lambda tensor: _copy(inputs[id(tensor)], fresh, copies).output, layer.input),
-        clone_function=lambda one: _copy(one, copy_layer, copies),
-    )
-    return clone if type(clone) is type(layer) else type(layer)(clone.input, clone.output, name=layer.name)
+    input_layers = {id(one.output): one for one in layer.layers if isinstance(one, keras.layers.InputLayer)}
+    inputs = keras.tree.map_structure(lambda tensor: _copy(input_layers[id(tensor)], fresh, copies).output, layer.input)
+    outputs = keras_private.call_alike(layer, inputs, lambda one: _copy(one, copy_layer, copies))
+    return type(layer)(inputs, outputs, name=layer.name)
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:

@@ -316,3 +316,21 @@ def test_predictions_that_were_traced_before_see_the_stripped_kernels(mode):
 
     expected = array(stripped(images(stripped)))
     np.testing.assert_allclose(stripped.predict(images(stripped), verbose=0), expected, rtol=1e-5, atol=1e-6)
+
+
+def siamese(order):
+    """Returns a model that calls a layer and a nested model several times, in an order that their depth does not show."""
+    first, second, inner = keras.Input((9, 9, 2)), keras.Input((9, 9, 2)), keras.Input((9, 9, 2))
+    shared = layers.Conv2D(2, 3, padding="same", name="shared")
+    trunk = keras.Model(inner, layers.Conv2D(2, 3, padding="same", name="inside")(inner), name="trunk")
+    outputs = [shared(first), layers.ReLU()(shared(second)), trunk(first), trunk(trunk(second))]
+    return keras.Model([first, second], [outputs[index] for index in order])
+
+
+@in_both_modes
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_the_order_of_calls_survives_tying_and_stripping(order, mode):
+    model = siamese(order)
+    config = model.get_config()
+
+    assert kt.strip_tying(kt.apply_tying(model, "mirror", mode=mode)).get_config() == config

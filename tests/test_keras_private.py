@@ -321,3 +321,27 @@ def test_only_the_constraint_of_the_layer_is_serialized():
 
 def test_keras_wraps_quantize_on_each_layer():
     assert "quantize" in vars(conv()), "layers have no `quantize` of their own any more: nothing has to be put back"
+
+
+def test_the_count_of_accumulating_optimizers_is_kept_in_underscore_iterations():
+    optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
+
+    has(optimizer, "_iterations")
+    optimizer._iterations.assign(4)
+    assert int(optimizer.iterations) == 2, "`iterations` is no quotient of `_iterations` any more"
+
+
+def test_functional_models_keep_their_calls_by_depth():
+    model = make(skip)
+    calls = [node for depth in model._nodes_by_depth for node in model._nodes_by_depth[depth]]
+
+    for call in calls:
+        has(call, "is_input", "operation", "arguments", "input_tensors", "outputs")
+        assert call in call.operation._inbound_nodes, "operations keep their calls elsewhere than in `_inbound_nodes`"
+    tensors = {id(tensor): "known" for call in calls for tensor in call.outputs}
+    filled = [argument for call in calls if not call.is_input for argument in call.arguments.fill_in(tensors)[0]]
+    assert "known" in keras.tree.flatten(filled), "the arguments of a call are not filled in by the ids of tensors any more"
+
+
+def test_lambda_layers_keep_their_output_shape():
+    has(layers.Lambda(lambda value: value, output_shape=(3,)), "_output_shape", "function", "mask", "arguments")
