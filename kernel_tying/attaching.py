@@ -60,8 +60,9 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
         return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
 
     tied_root = rebuild(root, copy_layer)
-    notes.carry_over(find_sites(root), find_sites(tied_root))
-    _redraw(find_sites(tied_root), plan, init)
+    tied_sites = find_sites(tied_root)
+    notes.carry_over(find_sites(root), tied_sites)
+    _redraw(tied_sites, plan, init)
     return tied_root
 
 

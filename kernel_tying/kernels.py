@@ -17,7 +17,7 @@ from kernel_tying.patterns.sizes import kernel_size
 
 LayerTying = Identifier | Mapping[str, Identifier]  # a bare identifier means the spatial kernel
 
-# The spatial kernel comes first. `<role>kernel` goes with the layer's `<role>constraint`, `<role>initializer`: see `companion`.
+# The spatial kernel comes first. What goes with each, such as its constraint, is found by Keras' naming: see `companion`.
 KERNELS: dict[type[keras.Layer], tuple[str, ...]] = {
     keras.layers.Conv1D: ("kernel",),
     keras.layers.Conv2D: ("kernel",),
@@ -31,8 +31,8 @@ def register_layer(cls: type[keras.Layer], kernels: Iterable[str]) -> None:
     Args:
         cls: a subclass of `keras.Layer` with a `kernel_size`, a tuple of integers.
         kernels: names of the attributes that hold its kernels, the spatial kernel first, each called `kernel` or
-            `<role>_kernel`, of shape `(*kernel_size, in, out)` and with attributes `kernel_initializer` and
-            `kernel_constraint` or `<role>_initializer` and `<role>_constraint` beside it.
+            `<role>_kernel`, of shape `(*kernel_size, in, out)`. Beside each stand the attributes `kernel_initializer`,
+            `kernel_regularizer` and `kernel_constraint`, or `<role>_initializer` and so on, which may be None.
 
     Raises:
         TyingError: `cls` is no layer class, or a name does not end in `kernel`.

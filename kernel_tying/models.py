@@ -74,7 +74,7 @@ def apply_tying(
 
     Warns:
         UserWarning: the model's files will not describe the tying; its optimizer's moving averages need `KeepTied`; its
-            own `compile` keeps it from being compiled alike.
+            own `compile`, or an optimizer or metric without a full config, keeps it from being compiled alike.
 
     Example:
 

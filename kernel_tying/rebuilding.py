@@ -89,10 +89,9 @@ def _copy_trainable(old: Any, new: Any) -> None:
 
 def _copy_variables(old: keras.Layer, new: keras.Layer) -> None:
     """Copies the variables of a layer itself, by its own way of saving and loading, so that it can follow them up."""
-    store: dict[str, Any] = {}
-    old.save_own_variables(store)
-    if views(old) and not views(new):
-        store = stock_store(old)
+    store: dict[str, Any] = stock_store(old) if views(old) and not views(new) else {}
+    if not store:
+        old.save_own_variables(store)
     # On JAX, assigning shares the buffer, and training one model would donate the other's weights.
     new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
     if hasattr(old, "save_assets"):  # lookup tables

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from kernel_tying import keras_private
-from kernel_tying.algebra import Tensor
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import pattern_for
 from kernel_tying.kernels import kernel_names, kernel_shape, spatial_size, tied_constraint
@@ -67,11 +66,6 @@ class TiedKernel:
     mode: str
     variable: Any
 
-    @property
-    def value(self) -> Tensor:
-        """The kernel's value as a NumPy array."""
-        return keras.ops.convert_to_numpy(self.variable.value)
-
 
 def find_sites(root: keras.Layer) -> list[Site]:
     """Returns the sites of a model or layer in the order of the walk, each shared layer once."""
@@ -90,8 +84,9 @@ def _walk(layer: keras.Layer, prefix: str, is_described: bool) -> Iterator[tuple
     children = [] if isinstance(layer, Tied) or kernel_names(layer) else keras_private.sublayers(layer)
     if not children:
         yield prefix or layer.name, layer, is_described
+    describes_children = is_described and bool(children) and is_rebuildable(layer)
     for child in children:
-        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), is_described and is_rebuildable(layer))
+        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), describes_children)
 
 
 def is_rebuildable(layer: keras.Layer) -> bool:

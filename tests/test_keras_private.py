@@ -24,7 +24,7 @@ def trained(**options):
     return model
 
 
-def has(holder, *names):
+def assert_has(holder, *names):
     missing = [name for name in names if not hasattr(holder, name)]
     assert not missing, f"Keras {keras.__version__}: {type(holder).__name__} has no {missing} any more"
 
@@ -32,7 +32,7 @@ def has(holder, *names):
 def test_a_variable_keeps_its_value_in_underscore_value():
     variable = keras.Variable([1.0, 2.0], name="one")
 
-    has(variable, "_value")
+    assert_has(variable, "_value")
     assert variable._value is not None, "a built variable keeps its storage elsewhere than in `_value`"
 
 
@@ -61,7 +61,7 @@ def test_a_copy_of_the_attributes_of_a_variable_has_its_name_path_shape_and_dtyp
 
 def test_maybe_autocast_casts_inside_an_autocast_scope_alone():
     variable = keras.Variable([1.0])
-    has(variable, "_maybe_autocast")
+    assert_has(variable, "_maybe_autocast")
     casts = []
 
     class Probe(layers.Layer):
@@ -90,7 +90,7 @@ def test_the_private_dtype_of_a_variable_is_that_of_its_storage():
 
 
 def test_convert_to_tensor_of_a_variable_casts_to_a_dtype():
-    has(keras.Variable([1.0]), "_convert_to_tensor")
+    assert_has(keras.Variable([1.0]), "_convert_to_tensor")
 
     converted = keras.Variable([1.0])._convert_to_tensor(np.ones(1, "float64"), dtype="float16")
 
@@ -106,7 +106,7 @@ def test_the_path_of_a_variable_can_be_set():
 
 def test_a_layer_lists_its_own_variables_trainable_first():
     layer = built(layers.BatchNormalization())
-    has(layer, "_trainable_variables", "_non_trainable_variables")
+    assert_has(layer, "_trainable_variables", "_non_trainable_variables")
     store = {}
 
     layer.save_own_variables(store)
@@ -124,8 +124,8 @@ def test_the_weights_of_a_layer_follow_the_order_of_its_private_lists():
 
 def test_a_variable_is_tracked_anew_while_the_tracker_is_unlocked():
     layer, variable = built(), keras.Variable([1.0])
-    has(layer, "_tracker", "_track_variable", "_untrack_variable")
-    has(layer._tracker, "locked")
+    assert_has(layer, "_tracker", "_track_variable", "_untrack_variable")
+    assert_has(layer._tracker, "locked")
     assert layer._tracker.locked, "a built layer does not lock its tracker any more"
 
     layer._untrack_variable(layer.bias)
@@ -166,7 +166,7 @@ def test_an_attribute_set_past_setattr_is_not_tracked():
 
 def test_sublayers_are_listed_in_underscore_layers():
     block = make(custom_layer).get_layer("block")
-    has(block, "_layers")
+    assert_has(block, "_layers")
 
     assert list(block._layers) == [block.inside], "layers inside a layer are kept elsewhere than in `_layers`"
 
@@ -179,7 +179,7 @@ def test_a_sequential_lists_its_input_layer_in_underscore_layers():
 
 def test_seed_generators_are_listed_and_stay_out_of_files():
     layer = built(layers.Dropout(0.5))
-    has(layer, "_seed_generators")
+    assert_has(layer, "_seed_generators")
     store = {}
 
     layer.save_own_variables(store)
@@ -196,7 +196,7 @@ def test_a_layer_opens_its_name_scope_in_open_name_scope():
         def call(self, inputs):
             return self.layer(inputs)
 
-    has(conv(), "_open_name_scope")
+    assert_has(conv(), "_open_name_scope")
     wrapper = Unnamed(conv("inner"), name="outer")
     wrapper(np.zeros((1, *IMAGE), "float32"))
 
@@ -206,7 +206,7 @@ def test_a_layer_opens_its_name_scope_in_open_name_scope():
 def test_lambda_layers_keep_what_they_were_made_of():
     layer = layers.Lambda(lambda x, a: a * x, output_shape=(3,), arguments={"a": 2})
 
-    has(layer, "function", "_output_shape", "mask", "arguments")
+    assert_has(layer, "function", "_output_shape", "mask", "arguments")
     assert (layer._output_shape, layer.arguments) == ((3,), {"a": 2}), "Lambda keeps its arguments in another form"
 
 
@@ -252,7 +252,7 @@ def test_the_arguments_of_compile_are_kept_as_objects():
     model = make(skip)
     model.compile(optimizer, loss, metrics=[metric], loss_weights=2.0, run_eagerly=True, steps_per_execution=3)
 
-    has(model, "_compile_config")
+    assert_has(model, "_compile_config")
     config = model._compile_config.config
     assert config["loss"] is loss, "compile keeps its loss in another form"
     assert config["optimizer"] is optimizer, "compile keeps its optimizer in another form"
@@ -281,7 +281,7 @@ def test_weight_decay_exclusions_are_kept_by_variable_key_and_by_pattern():
     bias = model.get_layer("head").bias
     optimizer.exclude_from_weight_decay(var_list=[bias], var_names=["gamma"])
 
-    has(optimizer, "_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern", "_var_key")
+    assert_has(optimizer, "_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern", "_var_key")
     assert optimizer._exclude_from_weight_decay == {optimizer._var_key(bias)}, "excluded variables are kept in another form"
     assert optimizer._exclude_from_weight_decay_pattern.pattern == "gamma", "excluded names are kept in another form"
 
@@ -295,7 +295,7 @@ def test_wrapping_optimizers_keep_the_wrapped_one_in_inner_optimizer():
 def test_moving_averages_stand_beside_the_trained_variables():
     optimizer = trained(use_ema=True, ema_overwrite_frequency=100).optimizer
 
-    has(optimizer, "_model_variables_moving_average", "_trainable_variables")
+    assert_has(optimizer, "_model_variables_moving_average", "_trainable_variables")
     stores = optimizer._trainable_variables, optimizer._model_variables_moving_average
     shapes = [[tuple(one.shape) for one in store] for store in stores]
     assert shapes[0] == shapes[1], "moving averages do not line up with the trained variables any more"
@@ -326,7 +326,7 @@ def test_keras_wraps_quantize_on_each_layer():
 def test_the_count_of_accumulating_optimizers_is_kept_in_underscore_iterations():
     optimizer = keras.optimizers.SGD(gradient_accumulation_steps=2)
 
-    has(optimizer, "_iterations")
+    assert_has(optimizer, "_iterations")
     optimizer._iterations.assign(4)
     assert int(optimizer.iterations) == 2, "`iterations` is no quotient of `_iterations` any more"
 
@@ -336,7 +336,7 @@ def test_functional_models_keep_their_calls_by_depth():
     calls = [node for depth in model._nodes_by_depth for node in model._nodes_by_depth[depth]]
 
     for call in calls:
-        has(call, "is_input", "operation", "arguments", "input_tensors", "outputs")
+        assert_has(call, "is_input", "operation", "arguments", "input_tensors", "outputs")
         assert call in call.operation._inbound_nodes, "operations keep their calls elsewhere than in `_inbound_nodes`"
     tensors = {id(tensor): "known" for call in calls for tensor in call.outputs}
     filled = [argument for call in calls if not call.is_input for argument in call.arguments.fill_in(tensors)[0]]
@@ -344,4 +344,4 @@ def test_functional_models_keep_their_calls_by_depth():
 
 
 def test_lambda_layers_keep_their_output_shape():
-    has(layers.Lambda(lambda value: value, output_shape=(3,)), "_output_shape", "function", "mask", "arguments")
+    assert_has(layers.Lambda(lambda value: value, output_shape=(3,)), "_output_shape", "function", "mask", "arguments")
