@@ -1,0 +1,6 @@
+import torch
+
+
+def raw_gradients(loss, variables):
+    """Returns the gradients of `loss()` in Keras variables as torch gives them."""
+    return torch.autograd.grad(loss(), [variable.value for variable in variables], allow_unused=True)
