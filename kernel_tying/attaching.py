@@ -11,8 +11,8 @@ from kernel_tying import keras_private, notes
 from kernel_tying.algebra import project
 from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
-from kernel_tying.initializer import TiedInitializer, untied
-from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint
+from kernel_tying.initializer import untied
+from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint, tied_initializer
 from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Plan
@@ -36,7 +36,7 @@ def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, ini
     then = get_companion(layer, name, "constraint") if variable is None else variable.constraint
     constraint = TiedConstraint(pattern, then)
     set_companion(layer, name, "constraint", constraint)
-    set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(get_companion(layer, name, "initializer"))))
+    set_companion(layer, name, "initializer", tied_initializer(layer, name, pattern))
     if variable is not None:
         variable.constraint = constraint
         variable.assign(_initial_kernel(layer, name, pattern, init))
@@ -47,8 +47,7 @@ def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: 
     kernel = getattr(layer, name)
     if init == "project":
         return project(kernel, pattern)
-    base = untied(get_companion(layer, name, "initializer"))
-    return TiedInitializer(pattern, base)(tuple(kernel.shape), dtype=layer.variable_dtype)
+    return tied_initializer(layer, name, pattern)(tuple(kernel.shape), dtype=layer.variable_dtype)
 
 
 def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:

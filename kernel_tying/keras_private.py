@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from keras import ops
 
 from kernel_tying.algebra import Tensor
 from kernel_tying.errors import TyingError
+
+# The cell of ConvLSTM1D/2D/3D is not exported; it stands in the module of their base class.
+ConvLSTMCell: type[keras.Layer] = sys.modules[keras.layers.ConvLSTM2D.__base__.__module__].ConvLSTMCell
 
 
 class VariableView(keras.Variable):
@@ -177,6 +181,23 @@ def _is_next_call(node: Any, tensors: dict[int, Any], pending: list[Any]) -> boo
         return False
     calls = node.operation._inbound_nodes
     return not any(other in pending for other in calls[: calls.index(node)])
+
+
+def is_plain_wrapper(layer: keras.Layer) -> bool:
+    """Returns whether `layer` is a wrapper, such as TimeDistributed, that its class makes from the layer inside alone."""
+    cls: Any = type(layer)
+    wrapper: Any = keras.layers.Wrapper
+    return (
+        issubclass(cls, wrapper)
+        and cls.get_config is wrapper.get_config
+        and cls.from_config.__func__ is wrapper.from_config.__func__
+    )
+
+
+def describes_constraints(layer: keras.Layer) -> bool:
+    """Returns whether the config of a stock layer with layers inside describes what constrains their kernels."""
+    containers = (keras.layers.Wrapper, keras.layers.RNN, keras.layers.StackedRNNCells, keras.layers.Bidirectional)
+    return isinstance(layer, containers) and type(layer).__module__.startswith("keras.")
 
 
 def is_sequential(model: keras.Layer) -> bool:

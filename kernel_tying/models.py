@@ -19,7 +19,6 @@ from kernel_tying.attaching import (
     strip_in_place,
 )
 from kernel_tying.errors import TyingError, check_choice
-from kernel_tying.kernels import kernel_names
 from kernel_tying.parameterization import Tied, check_options
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
@@ -88,6 +87,7 @@ def apply_tying(
     _check_options(mode, init, scaling, convolution)
     _check_built(model_or_layer)
     plan = make_plan(model_or_layer, patterns)
+    _check_ties_built(model_or_layer, plan)
     optimizer = getattr(model_or_layer, "optimizer", None)
     lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     reasons = {site.path: reason for site, reason in plan.passed_over if not tied_kernels(site)}
@@ -166,14 +166,20 @@ def _check_options(mode: str, init: str, scaling: str, convolution: str) -> None
 
 
 def _check_built(root: keras.Layer) -> None:
-    """Raises unless layers inside layers with code of their own have their kernels."""
-    sites = find_sites(root)
-    unbuilt = [site.path for site in sites if not site.is_described and kernel_names(site.layer) and not site.layer.built]
-    if unbuilt or (isinstance(root, keras.Model) and not is_rebuildable(root) and not root.built):
+    if isinstance(root, keras.Model) and not is_rebuildable(root) and not root.built:
         raise TyingError(
             "A subclassed model is tied after it is built. "
-            f"Received {root.name!r}, which is not built{f' in {unbuilt}' if unbuilt else ''}. "
-            "Call it once on data, or `model.build(input_shape)`."
+            f"Received {root.name!r}, which is not built. Call it once on data, or `model.build(input_shape)`."
+        )
+
+
+def _check_ties_built(root: keras.Layer, plan: Plan) -> None:
+    """Raises unless layers inside layers with code of their own have their kernels."""
+    unbuilt = [site.path for site, _ in plan.ties if not site.is_described and not site.layer.built]
+    if unbuilt:
+        raise TyingError(
+            "A layer inside a layer or model with code of its own is tied after it is built. "
+            f"Received {unbuilt} in {root.name!r}, which are not built. Call it once on data, or `model.build(input_shape)`."
         )
 
 
@@ -184,8 +190,9 @@ def _lost_norms(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> dic
 
 def _is_described(root: keras.Layer, plan: Plan) -> bool:
     """Returns whether the config of a rebuilt model describes all tyings: the plan's, and those that are there already."""
-    return all(
-        site.is_described for site in [*(site for site, _ in plan.ties), *(kernel.site for kernel in all_tied_kernels(root))]
+    return all(site.is_described for site, _ in plan.ties) and all(
+        kernel.site.keeps_constraint if kernel.mode == "constraint" else kernel.site.is_described
+        for kernel in all_tied_kernels(root)
     )
 
 
@@ -209,7 +216,7 @@ def _cautions(root: keras.Layer, plan: Plan, mode: str, optimizer: Any) -> Itera
         )
     if mode == "parameterization" and _needs_compile(root, optimizer):
         yield NEEDS_COMPILE.format(root.name)
-    if not all(site.is_described for site, _ in plan.ties):
+    if not all(site.keeps_constraint if mode == "constraint" else site.is_described for site, _ in plan.ties):
         files = "leave out the tying" if mode == "constraint" else "hold free weights that they can't load"
         yield (
             f"The config of {root.name!r} does not describe all tied layers, so its .keras file, pickles and copies {files}. "

@@ -14,8 +14,15 @@ from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, average, averaging_dtype, expand, free_shape, root_group_sizes
 from kernel_tying.errors import TyingError, check_choice
 from kernel_tying.identifiers import deserialize_pattern, serialize_pattern
-from kernel_tying.initializer import TiedInitializer, untied
-from kernel_tying.kernels import LayerTying, get_companion, kernel_names, resolve, set_companion, tied_constraint
+from kernel_tying.kernels import (
+    LayerTying,
+    get_companion,
+    kernel_names,
+    resolve,
+    set_companion,
+    tied_constraint,
+    tied_initializer,
+)
 from kernel_tying.pattern import TyingPattern
 
 SCALINGS = ("values", "orthonormal")
@@ -174,7 +181,7 @@ def tied_initializers(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) 
     initializers = {name: get_companion(layer, name, "initializer") for name in patterns}
     try:
         for name, pattern in patterns.items():
-            set_companion(layer, name, "initializer", TiedInitializer(pattern, untied(initializers[name])))
+            set_companion(layer, name, "initializer", tied_initializer(layer, name, pattern))
         yield
     finally:
         for name, initializer in initializers.items():
@@ -250,8 +257,8 @@ class Tied(keras_private.TransparentWrapper):
 
     @property
     def kernel(self) -> keras.Variable:
-        """The tied kernel, of the stock kernel's shape. `kernel.assign(value)` averages `value`."""
-        return self.layer.kernel
+        """The kernel, of the stock kernel's shape; of several, the spatial one. If tied, `kernel.assign(value)` averages."""
+        return getattr(self.layer, kernel_names(self.layer)[0])
 
     @property
     def bias(self) -> keras.Variable | None:

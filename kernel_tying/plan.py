@@ -11,7 +11,7 @@ import keras
 
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import validate
-from kernel_tying.kernels import KERNELS, LayerTying, kernel_names, misfit, resolve
+from kernel_tying.kernels import KERNELS, LayerTying, is_matrix_layer, kernel_names, misfit, resolve
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, find_sites, tied_kernels
 
@@ -80,6 +80,8 @@ def _reason_against(choice: _Choice, site: Site) -> str | None:
         return choice.reason
     if choice.is_named:
         return None
+    if is_matrix_layer(site.layer) and (isinstance(choice.tying, str) or not choice.key):
+        return f"{type(site.layer).__name__} is tied only where it is named, or by a glob with a pattern"
     return misfit(site.layer, choice.tying)
 
 
@@ -133,9 +135,8 @@ def _check_tying(tying: LayerTying | None) -> None:
 
 def _names_kernels(patterns: Patterns) -> bool:
     """Returns whether `patterns` is a dict from kernel names, rather than from layer names."""
-    return (
-        isinstance(patterns, Mapping) and bool(patterns) and set(patterns) <= {name for row in KERNELS.values() for name in row}
-    )
+    known = {kernel.name for row in KERNELS.values() for kernel in row}
+    return isinstance(patterns, Mapping) and bool(patterns) and set(patterns) <= known
 
 
 def _exact_names(site: Site) -> set[str]:

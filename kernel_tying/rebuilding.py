@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,8 +44,22 @@ def fresh(operation: Any) -> Any:
     """
     if isinstance(operation, keras.layers.Lambda):
         return keras_private.copy_lambda(operation)
-    try:
+    with _undescribed_as_tying_error(operation):
         return type(operation).from_config(operation.get_config())
+
+
+def _wrapped_anew(wrapper: keras.layers.Wrapper, layer: keras.Layer) -> keras.layers.Wrapper:
+    """Returns a wrapper of the same configuration around another layer."""
+    config = wrapper.get_config()
+    del config["layer"]
+    with _undescribed_as_tying_error(wrapper):
+        return type(wrapper)(layer, **config)
+
+
+@contextlib.contextmanager
+def _undescribed_as_tying_error(operation: Any) -> Iterator[None]:
+    try:
+        yield
     except UNDESCRIBED as error:
         raise TyingError(
             f"A layer is copied through its config. Received {operation.name!r}, for which that fails: {error} "
@@ -62,6 +77,8 @@ def _copy(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
 def _copied(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
     if not is_rebuildable(layer):
         return copy_layer(layer) if isinstance(layer, keras.Layer) else fresh(layer)
+    if isinstance(layer, keras.layers.Wrapper):
+        return _wrapped_anew(layer, _copy(layer.layer, copy_layer, copies))
     if isinstance(layer, keras.Sequential):
         return type(layer)([_copy(one, copy_layer, copies) for one in keras_private.sequential_layers(layer)], name=layer.name)
     input_layers = {id(one.output): one for one in layer.layers if isinstance(one, keras.layers.InputLayer)}

@@ -11,7 +11,7 @@ import keras
 from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import pattern_for
-from kernel_tying.kernels import kernel_names, kernel_shape, spatial_size, tied_constraint
+from kernel_tying.kernels import kernel_names, kernel_shape, tied_constraint
 from kernel_tying.parameterization import Tied, views
 from kernel_tying.pattern import TyingPattern
 
@@ -24,12 +24,15 @@ class Site:
         holder: the layer as the model holds it: a stock layer, or a `Tied` around one.
         paths: names like "outer/inner", one for each way that leads to a shared layer.
         position: number of the layer in the walk, as "#3"; it survives automatic names.
-        is_described: whether the configs of all models around it describe their layers, so that files rebuild it.
+        is_described: whether the configs of all models and wrappers around it describe their layers, so that copies and
+            files can have another layer in its place.
+        keeps_constraint: whether these configs describe at least what constrains its kernels.
     """
 
     holder: keras.Layer
     position: str
-    is_described: bool
+    is_described: bool = True
+    keeps_constraint: bool = True
     paths: list[str] = field(default_factory=list)
 
     @property
@@ -72,26 +75,26 @@ def find_sites(root: keras.Layer) -> list[Site]:
     if not isinstance(root, keras.Layer):
         raise TyingError(f"Kernels are tied in a Keras model or layer. Received {root!r:.200}. Pass a model, or one layer.")
     sites: dict[int, Site] = {}
-    for path, layer, is_described in _walk(root, "", True):
-        site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}", is_described))
+    for path, layer, around in _walk(root, "", []):
+        site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}"))
         site.paths.append(path)
-        site.is_described &= is_described
+        site.is_described &= all(map(is_rebuildable, around))
+        site.keeps_constraint &= all(is_rebuildable(one) or keras_private.describes_constraints(one) for one in around)
     return list(sites.values())
 
 
-def _walk(layer: keras.Layer, prefix: str, is_described: bool) -> Iterator[tuple[str, keras.Layer, bool]]:
-    """Yields path and layer for every layer without layers inside it, and for every `Tied` and kernel layer."""
+def _walk(layer: keras.Layer, prefix: str, around: list[keras.Layer]) -> Iterator[tuple[str, keras.Layer, list[keras.Layer]]]:
+    """Yields path, layer and the layers around it for every layer without layers inside, and every `Tied` and kernel layer."""
     children = [] if isinstance(layer, Tied) or kernel_names(layer) else keras_private.sublayers(layer)
     if not children:
-        yield prefix or layer.name, layer, is_described
-    describes_children = is_described and bool(children) and is_rebuildable(layer)
+        yield prefix or layer.name, layer, around
     for child in children:
-        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), describes_children)
+        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), [*around, layer])
 
 
 def is_rebuildable(layer: keras.Layer) -> bool:
     """Returns whether fresh copies of `layer` can be made from copies of the layers inside it."""
-    return keras_private.is_functional(layer) or keras_private.is_sequential(layer)
+    return keras_private.is_functional(layer) or keras_private.is_sequential(layer) or keras_private.is_plain_wrapper(layer)
 
 
 def tied_kernels(site: Site) -> list[TiedKernel]:
@@ -104,9 +107,9 @@ def tied_kernels(site: Site) -> list[TiedKernel]:
     found = [TiedKernel(site, name, pattern, "parameterization", parameterized.get(name)) for name, pattern in patterns.items()]
     for name in kernel_names(layer):
         constraint = tied_constraint(layer, name)
-        if constraint is not None:
+        shape = kernel_shape(layer, name)
+        if constraint is not None and shape is not None:
             variable = getattr(layer, name) if layer.built else None
-            shape = kernel_shape(layer, name) or (*spatial_size(layer), 1, 1)
             found.append(TiedKernel(site, name, pattern_for(constraint.pattern, shape), "constraint", variable))
     return found
 

@@ -57,7 +57,7 @@ def test_redrawn_kernels_lost_nothing_that_is_known(mode):
     [
         ("mirror", "point", r"kernel_size=\(1, 1\) has no axis to tie"),
         ("mirror", "norm", "BatchNormalization keeps no kernel"),
-        ("mirror", "head", "Dense keeps no kernel"),
+        ("mirror", "head", "Dense is tied only where it is named"),
         (MIRROR, "oblong", r"kernel_size=\(3, 5\) differs from the pattern's shape \(3, 3\)"),
         ("rotation", "oblong", "square"),
         ({"first": "mirror"}, "oblong", "not named"),
