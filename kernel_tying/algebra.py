@@ -209,4 +209,5 @@ def _mean_of_equal_groups(rows: Tensor, members: np.ndarray, signs: np.ndarray) 
     anchor = groups[:, 0]
     if members.shape[1] == 1:
         return anchor
-    return anchor + ops.mean(groups - anchor[:, None], axis=1)
+    # No `ops.mean`: on JAX and torch it takes means of float64 in float32.
+    return anchor + ops.sum(groups - anchor[:, None], axis=1) / members.shape[1]
