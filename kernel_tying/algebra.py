@@ -110,21 +110,26 @@ def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     return expand(average(kernel, pattern), pattern)
 
 
-def relative_distance(kernel: Tensor, pattern: TyingPattern) -> float:
-    """Returns `||k - P k|| / ||k||` in the Frobenius norm: exactly 0.0 if and only if `kernel` is tied to the bit.
+def relative_distance(kernel: Tensor, tied: Tensor) -> float:
+    """Returns `||kernel - tied|| / ||kernel||` in the Frobenius norm: exactly 0.0 if and only if both are equal to the bit.
 
-    NaN and infinities give NaN. The norms are taken in float64, of values scaled to at most 1, so that none underflows.
+    NaN and infinities give NaN. The norms are taken of values scaled to at most 1, so that none underflows.
     """
-    values, projected = (
-        ops.convert_to_numpy(tensor).astype("float64") for tensor in (ops.convert_to_tensor(kernel), project(kernel, pattern))
-    )
-    with np.errstate(invalid="ignore"):
-        distance, scale = np.abs(values - projected).max(), np.abs(values).max()
+    dtype = averaging_dtype(backend.standardize_dtype(kernel.dtype))
+    values, projected = (ops.convert_to_numpy(ops.cast(tensor, dtype)) for tensor in (kernel, tied))
+    with np.errstate(invalid="ignore", over="ignore"):
+        residual = values - projected
+    distance, scale = _largest(residual), _largest(values)
     if distance == 0:
         return 0.0
     if not np.isfinite(distance):
         return float("nan")
-    return float(distance / scale * np.linalg.norm((values - projected) / distance) / np.linalg.norm(values / scale))
+    return float(distance / scale * np.linalg.norm(residual / distance) / np.linalg.norm(values / scale))
+
+
+def _largest(array: np.ndarray) -> float:
+    """Returns the largest absolute value."""
+    return float(max(array.max(), -array.min()))
 
 
 def free_shape(shape: tuple[int, ...], pattern: TyingPattern) -> tuple[int, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
 from kernel_tying import keras_private, notes
-from kernel_tying.algebra import project
+from kernel_tying.algebra import Tensor, project, relative_distance
 from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.initializer import untied
@@ -16,14 +17,15 @@ from kernel_tying.kernels import get_companion, kernel_names, set_companion, tie
 from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Plan
-from kernel_tying.rebuilding import fresh, rebuild, recompile
+from kernel_tying.rebuilding import blank, rebuild, recompile
 from kernel_tying.regularizer import TyingPenalty
-from kernel_tying.sites import Site, find_sites
+from kernel_tying.sites import find_sites
 
 
 def constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
     """Returns `root` with constraints on the planned kernels, which are projected or redrawn."""
     for site, patterns in plan.ties:
+        notes.clear(site.layer)
         for name, pattern in patterns.items():
             _attach_constraint(site.layer, name, pattern, init)
     drop_traced_functions(root)
@@ -39,7 +41,15 @@ def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, ini
     set_companion(layer, name, "initializer", tied_initializer(layer, name, pattern))
     if variable is not None:
         variable.constraint = constraint
-        variable.assign(_initial_kernel(layer, name, pattern, init))
+        start = _initial_kernel(layer, name, pattern, init)
+        _note_lost(layer, name, variable, start, init)
+        variable.assign(start)
+
+
+def _note_lost(layer: keras.Layer, name: str, kernel: Tensor, tied: Tensor, init: str) -> None:
+    """Notes the norm that a kernel loses by projection, `||k - P k|| / ||k||`."""
+    if init == "project":
+        notes.write_lost(layer, name, relative_distance(kernel, tied))
 
 
 def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> Any:
@@ -56,12 +66,15 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:
         patterns = by_layer.get(id(layer))
-        return fresh(layer) if patterns is None else Tied(fresh(layer), patterns, scaling, convolution)
+        return blank(layer) if patterns is None else Tied(blank(layer), patterns, scaling, convolution)
 
     tied_root = rebuild(root, copy_layer)
     tied_sites = find_sites(tied_root)
     notes.carry_over(find_sites(root), tied_sites)
-    _redraw(tied_sites, plan, init)
+    by_path = {site.path: site.layer for site in tied_sites}
+    for site, _ in plan.ties:
+        stock = {name: getattr(site.layer, name) for name in views(by_path[site.path])}
+        _start(by_path[site.path], stock, init)
     return tied_root
 
 
@@ -70,8 +83,9 @@ def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str
     _check_owned(root, plan)
     before = root.variables
     for site, patterns in plan.ties:
+        stock = {name: getattr(site.layer, name) for name in patterns}
         parameterize(site.layer, patterns, scaling)
-    _redraw([site for site, _ in plan.ties], plan, init)
+        _start(site.layer, stock, init)
     recompile_in_place(root, before)
     drop_traced_functions(root)
     return root
@@ -89,12 +103,13 @@ def _check_owned(root: keras.Layer, plan: Plan) -> None:
         )
 
 
-def _redraw(sites: list[Site], plan: Plan, init: str) -> None:
-    """Draws new kernels for the newly tied layers among `sites`, if that is asked for."""
-    tied_paths = {site.path for site, _ in plan.ties} if init == "redraw" else set()
-    for site in sites:
-        for name, view in views(site.layer).items() if site.path in tied_paths else ():
-            view.assign(_initial_kernel(site.layer, name, view.pattern, init))
+def _start(layer: keras.Layer, stock: Mapping[str, keras.Variable], init: str) -> None:
+    """Draws new kernels for a newly tied layer if that is asked for, and notes what its `stock` kernels lose if not."""
+    notes.clear(layer)
+    for name, view in views(layer).items():
+        _note_lost(layer, name, stock[name], view, init)
+        if init == "redraw":
+            view.assign(_initial_kernel(layer, name, view.pattern, init))
 
 
 def strip_in_place(layer: keras.Layer) -> bool:

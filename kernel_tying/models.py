@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from kernel_tying import keras_private, notes
-from kernel_tying.algebra import project, relative_distance
+from kernel_tying.algebra import project
 from kernel_tying.attaching import (
     constrain,
     drop_traced_functions,
@@ -20,9 +20,8 @@ from kernel_tying.attaching import (
 )
 from kernel_tying.errors import TyingError, check_choice
 from kernel_tying.parameterization import Tied, check_options
-from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Patterns, Plan, make_plan
-from kernel_tying.rebuilding import fresh, rebuild
+from kernel_tying.rebuilding import blank, rebuild
 from kernel_tying.sites import (
     all_tied_kernels,
     constrained_kernels,
@@ -89,7 +88,6 @@ def apply_tying(
     plan = make_plan(model_or_layer, patterns)
     _check_ties_built(model_or_layer, plan)
     optimizer = getattr(model_or_layer, "optimizer", None)
-    lost = {site.path: _lost_norms(site.layer, tied) for site, tied in plan.ties} if init == "project" else {}
     reasons = {site.path: reason for site, reason in plan.passed_over if not tied_kernels(site)}
     if mode == "constraint":
         tied_root = constrain(model_or_layer, plan, init)
@@ -97,7 +95,9 @@ def apply_tying(
         tied_root = rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
         tied_root = parameterize_in_place(model_or_layer, plan, init, scaling)
-    notes.write(find_sites(tied_root), lost, reasons)
+    for site in find_sites(tied_root):
+        if site.path in reasons:
+            notes.write_reason(site.layer, reasons[site.path])
     for caution in _cautions(tied_root, plan, mode, optimizer):
         warnings.warn(caution, UserWarning, stacklevel=2)
     return tied_root
@@ -129,7 +129,7 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
                 "assign it the kernel: stock.kernel.assign(tied.kernel)."
             )
     root = (
-        rebuild(model_or_layer, lambda layer: fresh(layer.layer if isinstance(layer, Tied) else layer))
+        rebuild(model_or_layer, lambda layer: blank(layer.layer if isinstance(layer, Tied) else layer))
         if wrapped
         else model_or_layer
     )
@@ -181,11 +181,6 @@ def _check_ties_built(root: keras.Layer, plan: Plan) -> None:
             "A layer inside a layer or model with code of its own is tied after it is built. "
             f"Received {unbuilt} in {root.name!r}, which are not built. Call it once on data, or `model.build(input_shape)`."
         )
-
-
-def _lost_norms(layer: keras.Layer, patterns: Mapping[str, TyingPattern]) -> dict[str, float]:
-    """Returns `||k - P k|| / ||k||` of each kernel, which projecting it takes away."""
-    return {name: relative_distance(getattr(layer, name), pattern) for name, pattern in patterns.items()} if layer.built else {}
 
 
 def _is_described(root: keras.Layer, plan: Plan) -> bool:

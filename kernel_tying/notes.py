@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
 
 import keras
 
@@ -11,12 +12,14 @@ from kernel_tying.sites import Site
 _NOTE = "_kernel_tying_note"
 
 
-def write(sites: list[Site], lost: Mapping[str, dict[str, float]], reasons: Mapping[str, str]) -> None:
-    """Notes on the layers, by path, the norms that their kernels lost and the reasons why they are untied."""
-    for site in sites:
-        if site.path in lost or site.path in reasons:
-            # By-passing `setattr`: Keras would wrap the dict, and backends track it.
-            vars(site.layer)[_NOTE] = {"lost": lost.get(site.path, {}), "reason": reasons.get(site.path, "")}
+def write_lost(layer: keras.Layer, kernel_name: str, lost: float) -> None:
+    """Notes the relative norm that a kernel lost when it was tied."""
+    _note(layer).setdefault("lost", {})[kernel_name] = lost
+
+
+def write_reason(layer: keras.Layer, reason: str) -> None:
+    """Notes why a layer is untied."""
+    _note(layer)["reason"] = reason
 
 
 def carry_over(sources: list[Site], targets: list[Site]) -> None:
@@ -24,7 +27,7 @@ def carry_over(sources: list[Site], targets: list[Site]) -> None:
     noted = {site.path: vars(site.layer)[_NOTE] for site in sources if _NOTE in vars(site.layer)}
     for site in targets:
         if site.path in noted:
-            vars(site.layer)[_NOTE] = noted[site.path]
+            vars(site.layer)[_NOTE] = deepcopy(noted[site.path])
 
 
 def clear(layer: keras.Layer) -> None:
@@ -40,3 +43,8 @@ def lost(layer: keras.Layer, kernel_name: str) -> float | None:
 def reason(layer: keras.Layer) -> str:
     """Returns why a layer is untied, as far as that is known."""
     return vars(layer).get(_NOTE, {}).get("reason") or "not tied"
+
+
+def _note(layer: keras.Layer) -> dict[str, Any]:
+    # By-passing `setattr`: Keras would wrap the dict, and backends track it.
+    return vars(layer).setdefault(_NOTE, {})

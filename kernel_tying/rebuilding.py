@@ -12,6 +12,7 @@ from keras import ops
 
 from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
+from kernel_tying.kernels import get_companion, kernel_names, set_companion
 from kernel_tying.parameterization import Tied, stock_store, views
 from kernel_tying.sites import is_rebuildable
 
@@ -46,6 +47,24 @@ def fresh(operation: Any) -> Any:
         return keras_private.copy_lambda(operation)
     with _undescribed_as_tying_error(operation):
         return type(operation).from_config(operation.get_config())
+
+
+def blank(layer: keras.Layer) -> keras.Layer:
+    """Returns a fresh layer, built if `layer` is: with kernels of zeros, since drawing what is then copied takes time."""
+    copy = fresh(layer)
+    names = kernel_names(layer)
+    if not layer.built or not names:
+        return copy
+    initializers = {name: get_companion(copy, name, "initializer") for name in names}
+    with contextlib.ExitStack() as scopes:
+        for scope in keras_private.own_variables(layer)[0].path.split("/")[:-2]:
+            scopes.enter_context(keras.name_scope(scope))
+        for name in names:
+            set_companion(copy, name, "initializer", keras.initializers.Zeros())
+        copy.build_from_config(layer.get_build_config())
+    for name, initializer in initializers.items():
+        set_companion(copy, name, "initializer", initializer)
+    return copy
 
 
 def _wrapped_anew(wrapper: keras.layers.Wrapper, layer: keras.Layer) -> keras.layers.Wrapper:

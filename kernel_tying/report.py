@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from kernel_tying import keras_private, notes
-from kernel_tying.algebra import free_shape, relative_distance
+from kernel_tying.algebra import free_shape, project, relative_distance
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import serialize_pattern
 from kernel_tying.pattern import TyingPattern
@@ -36,7 +36,12 @@ def tying_error(model_or_layer: keras.Layer) -> float:
         raise TyingError(
             f"A kernel has a tying error once its layer is built. Received unbuilt layers {unbuilt}. Build the model first."
         )
-    return float(np.max([relative_distance(kernel.variable, kernel.pattern) for kernel in kernels]))
+    return float(np.max([_error(kernel) for kernel in kernels]))
+
+
+def _error(kernel: TiedKernel) -> float:
+    """Returns `||k - P k|| / ||k||` of a built kernel."""
+    return relative_distance(kernel.variable, project(kernel.variable, kernel.pattern))
 
 
 def tying_report(model_or_layer: keras.Layer) -> TyingReport:
@@ -158,7 +163,7 @@ def _tied_row(kernel: TiedKernel) -> ReportRow:
         pattern=kernel.pattern,
         free_weights=None if shape is None else math.prod(free_shape(shape, kernel.pattern)),
         full_weights=None if shape is None else math.prod(shape),
-        error=None if variable is None else relative_distance(variable, kernel.pattern),
+        error=None if variable is None else _error(kernel),
         lost=notes.lost(layer, kernel.name),
         convolution="kernel",
         key=kernel.site.key,

@@ -75,21 +75,27 @@ def find_sites(root: keras.Layer) -> list[Site]:
     if not isinstance(root, keras.Layer):
         raise TyingError(f"Kernels are tied in a Keras model or layer. Received {root!r:.200}. Pass a model, or one layer.")
     sites: dict[int, Site] = {}
-    for path, layer, around in _walk(root, "", []):
+    for path, layer, is_described, keeps_constraint in _walk(root, "", True, True):
         site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}"))
         site.paths.append(path)
-        site.is_described &= all(map(is_rebuildable, around))
-        site.keeps_constraint &= all(is_rebuildable(one) or keras_private.describes_constraints(one) for one in around)
+        site.is_described &= is_described
+        site.keeps_constraint &= keeps_constraint
     return list(sites.values())
 
 
-def _walk(layer: keras.Layer, prefix: str, around: list[keras.Layer]) -> Iterator[tuple[str, keras.Layer, list[keras.Layer]]]:
-    """Yields path, layer and the layers around it for every layer without layers inside, and every `Tied` and kernel layer."""
+def _walk(
+    layer: keras.Layer, prefix: str, is_described: bool, keeps_constraint: bool
+) -> Iterator[tuple[str, keras.Layer, bool, bool]]:
+    """Yields path, layer and flags of a site for every layer without layers inside, and every `Tied` and kernel layer."""
     children = [] if isinstance(layer, Tied) or kernel_names(layer) else keras_private.sublayers(layer)
     if not children:
-        yield prefix or layer.name, layer, around
+        yield prefix or layer.name, layer, is_described, keeps_constraint
+        return
+    describes_layers = is_rebuildable(layer)
+    is_described = is_described and describes_layers
+    keeps_constraint = keeps_constraint and (describes_layers or keras_private.describes_constraints(layer))
     for child in children:
-        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), [*around, layer])
+        yield from _walk(child, f"{prefix}/{child.name}".lstrip("/"), is_described, keeps_constraint)
 
 
 def is_rebuildable(layer: keras.Layer) -> bool:

@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import array, dense_adjoint, dense_average, dense_expand, dense_project, gradient, raises_tying_error, root_sizes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +10,8 @@ from kernel_tying.algebra import relative_distance
 from kernel_tying.testing import dense_basis, kernels, patterns, tied_problems
 
 FREE_AXES_IN_THE_MIDDLE = [(3, 1, 2), (1, 3, 2), (2, 1, 1, 3), (3, 3, 1, 4), (1, 1, 2, 2)]
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 LOW_PRECISION = ["float16", "bfloat16"]
 LARGE_GROUPS = {
     "question": kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII"),
@@ -205,18 +206,9 @@ def test_gradient_of_expand_is_b_transposed(problem):
     pattern, kernel = problem
     free = array(kt.average(kernel, pattern))
 
-    found = gradient(lambda theta: kt.expand(theta, pattern), free, tf.constant(kernel))
+    found = gradient(lambda theta: kt.expand(theta, pattern), free, kernel)
 
     np.testing.assert_allclose(found, dense_adjoint(kernel, pattern), rtol=0, atol=tolerance(kernel))
-
-
-@pytest.mark.parametrize("shape", [(4,), (2, 2), *FREE_AXES_IN_THE_MIDDLE])
-@pytest.mark.parametrize("channels", [(), (2,), (2, 3)])
-def test_gradient_of_expand_is_dense(shape, channels):
-    pattern = two_groups(shape)
-    free = array(kt.average(random_array(*shape, *channels), pattern))
-
-    assert isinstance(gradient(lambda theta: kt.expand(theta, pattern), free), tf.Tensor)
 
 
 def test_gradient_of_expand_is_zero_for_what_comes_from_pinned_positions():
@@ -224,7 +216,7 @@ def test_gradient_of_expand_is_zero_for_what_comes_from_pinned_positions():
     upstream[1, 0] = np.nan
     free = np.full((3, 1, 1, 1), 2.0, "float32")
 
-    found = gradient(lambda theta: kt.expand(theta, SIGNED), free, tf.constant(upstream))
+    found = gradient(lambda theta: kt.expand(theta, SIGNED), free, upstream)
 
     np.testing.assert_array_equal(found, np.zeros_like(free))
 
@@ -234,7 +226,7 @@ def test_gradient_of_project_is_the_projection(problem):
     pattern, kernel = problem
     upstream = kernel[..., ::-1].copy()
 
-    found = gradient(lambda variable: kt.project(variable, pattern), kernel, tf.constant(upstream))
+    found = gradient(lambda variable: kt.project(variable, pattern), kernel, upstream)
 
     np.testing.assert_allclose(found, dense_project(upstream, pattern), rtol=0, atol=tolerance(kernel))
 
@@ -245,7 +237,7 @@ def test_gradient_of_average_is_b_over_the_group_sizes(problem):
     upstream = array(kt.average(kernel, pattern))[..., ::-1].copy()
     sizes = root_sizes(pattern, upstream.ndim) ** 2
 
-    found = gradient(lambda variable: kt.average(variable, pattern), kernel, tf.constant(upstream))
+    found = gradient(lambda variable: kt.average(variable, pattern), kernel, upstream)
 
     np.testing.assert_allclose(found, dense_expand(upstream / sizes, pattern), rtol=0, atol=tolerance(kernel))
 
@@ -263,6 +255,11 @@ def test_free_weights_of_another_shape_are_refused(shape):
         kt.expand(np.zeros(shape, "float32"), kt.patterns.mirror((5, 5)))
 
 
+def distance(kernel, pattern):
+    """Returns `||k - P k|| / ||k||`."""
+    return relative_distance(kernel, kt.project(kernel, pattern))
+
+
 @given(tied_problems())
 def test_relative_distance_is_the_share_of_the_norm_that_projection_removes(problem):
     pattern, kernel = problem
@@ -270,14 +267,14 @@ def test_relative_distance_is_the_share_of_the_norm_that_projection_removes(prob
     kernel[(0,) * kernel.ndim] += 1.0
     expected = np.linalg.norm(kernel - dense_project(kernel, pattern)) / np.linalg.norm(kernel)
 
-    np.testing.assert_allclose(relative_distance(kernel, pattern), expected, atol=1e-7)
+    np.testing.assert_allclose(distance(kernel, pattern), expected, atol=1e-7)
 
 
 @given(tied_problems())
 def test_relative_distance_of_a_projected_kernel_is_exactly_zero(problem):
     pattern, kernel = problem
 
-    assert relative_distance(kt.project(kernel, pattern), pattern) == 0.0
+    assert distance(kt.project(kernel, pattern), pattern) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [*LOW_PRECISION, "float32", "float64"])
@@ -286,18 +283,18 @@ def test_relative_distance_sees_a_single_bit(dtype, scale):
     kernel = np.full((3, 1, 1), scale, np.dtype(dtype))
     kernel[2] = np.nextafter(kernel[2], kernel.dtype.type(0))
 
-    assert relative_distance(kernel, kt.patterns.mirror((3,))) > 0.0
+    assert distance(kernel, kt.patterns.mirror((3,))) > 0.0
 
 
 @pytest.mark.parametrize(("dtype", "tiny"), [("float32", 1e-38), ("float32", 1e-30), ("float64", 1e-300)])
 def test_relative_distance_of_tiny_values_does_not_underflow(dtype, tiny):
     kernel = np.array([[[tiny]], [[-tiny]]], dtype)
 
-    assert relative_distance(kernel, kt.patterns.mirror((2,))) == pytest.approx(1.0)
+    assert distance(kernel, kt.patterns.mirror((2,))) == pytest.approx(1.0)
 
 
 def test_relative_distance_of_the_zero_kernel_is_zero():
-    assert relative_distance(np.zeros((3, 1, 1), "float32"), kt.patterns.mirror((3,))) == 0.0
+    assert distance(np.zeros((3, 1, 1), "float32"), kt.patterns.mirror((3,))) == 0.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -306,7 +303,7 @@ def test_relative_distance_of_a_kernel_that_is_not_finite_is_nan(bad, position):
     kernel = np.zeros((3, 1, 1), "float32")
     kernel[position] = bad
 
-    assert np.isnan(relative_distance(kernel, kt.patterns.mirror((3,))))
+    assert np.isnan(distance(kernel, kt.patterns.mirror((3,))))
 
 
 @pytest.mark.parametrize("operation", [kt.expand, kt.average, kt.project])
