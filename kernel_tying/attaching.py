@@ -14,7 +14,15 @@ from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.initializer import untied
 from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint, tied_initializer
-from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
+from kernel_tying.parameterization import (
+    REFUSED_METHODS,
+    Tied,
+    deparameterize,
+    override_methods,
+    parameterize,
+    restore_methods,
+    views,
+)
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Plan
 from kernel_tying.rebuilding import blank, rebuild, recompile
@@ -28,6 +36,7 @@ def constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
         notes.clear(site.layer)
         for name, pattern in patterns.items():
             _attach_constraint(site.layer, name, pattern, init)
+        override_methods(site.layer, REFUSED_METHODS)
     drop_traced_functions(root)
     return root
 
@@ -116,6 +125,7 @@ def strip_in_place(layer: keras.Layer) -> bool:
     """Removes all of this package from a stock layer. Returns whether a kernel variable was replaced."""
     is_swapped = bool(views(layer))
     deparameterize(layer)
+    restore_methods(layer)
     for name in kernel_names(layer):
         _strip_companions(layer, name)
     notes.clear(layer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,8 +45,11 @@ class VariableView(keras.Variable):
 
     @property
     def value(self) -> Tensor:
+        value = self.decode(self.source.value)
+        if self._layout is not None:  # else XLA chooses one, and moves kernels between devices where stock ones stay
+            value = keras.distribution.distribute_tensor(value, self._layout)
         # `_maybe_autocast` casts in mixed precision, behind `decode` as a stock variable does behind its storage.
-        return self._maybe_autocast(self.decode(self.source.value))
+        return self._maybe_autocast(value)
 
     def assign(self, value: Tensor) -> Tensor:
         value = self._convert_to_tensor(value, dtype=self._dtype)
@@ -71,17 +75,60 @@ class VariableView(keras.Variable):
 
 
 def variable_like(stands_for: keras.Variable, initializer: Any, shape: tuple[int, ...], autocast: bool) -> keras.Variable:
-    """Returns a new variable with the name, path, dtype and aggregation of `stands_for`."""
+    """Returns a new variable with the name, path, dtype, aggregation and layout of `stands_for`.
+
+    Args:
+        stands_for: the variable whose place the new one takes.
+        initializer: a function that returns the first value, whatever its arguments.
+        shape: the shape of the new variable, of the same rank.
+        autocast: whether the new variable casts in mixed precision.
+    """
     variable = keras.Variable(
-        initializer=initializer,
+        initializer=_Initializer(initializer),
         shape=shape,
         dtype=stands_for._dtype,  # `dtype` reads the compute dtype inside an autocast scope
         autocast=autocast,
         aggregation=stands_for.aggregation,
         name=stands_for.name,
+        layout=layout_like(stands_for, shape),  # else a LayoutMap is asked, while the variable has no path yet
     )
     variable._path = stands_for.path  # else the path depends on the name scope that is open just now
     return variable
+
+
+class _Initializer:
+    """Calls a function. On JAX, `__call__` of the initializer of a large distributed variable is compiled, not a lambda's."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function = function
+
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
+        return self.function(shape, dtype=dtype)
+
+
+def layout_like(stands_for: keras.Variable, shape: tuple[int, ...]) -> keras.distribution.TensorLayout | None:
+    """Returns the layout of `stands_for` for a variable of `shape`, replicated along each axis whose size differs.
+
+    That is the layout which the variable has, or which a `keras.distribution` gives to its path; None if there is neither.
+
+    Warns:
+        UserWarning: the layout shards an axis whose size differs.
+    """
+    distribution = keras.distribution.distribution()
+    layout = stands_for._layout if distribution is None else distribution.get_variable_layout(stands_for)
+    if layout is None:
+        return None
+    is_kept = [new == old for new, old in zip(shape, stands_for.shape, strict=True)]
+    axes = [name if kept else None for name, kept in zip(layout.axes, is_kept, strict=False)]  # axes at the end may be left out
+    if axes != list(layout.axes):
+        warnings.warn(
+            f"Free weights are replicated along the axes that their pattern ties. Received the layout {layout.axes} for "
+            f"{stands_for.path!r} of shape {tuple(stands_for.shape)}; its free weights of shape {shape} take {tuple(axes)}. "
+            "Shard free axes, such as the output channels.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return keras.distribution.TensorLayout(axes, layout.device_mesh)
 
 
 def replace_variable(layer: keras.Layer, old: keras.Variable, new: keras.Variable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -95,9 +95,7 @@ def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scali
         keras_private.forget_attribute(layer, attribute)
         vars(layer)[attribute] = view  # untracked: the view is no weight
         setattr(layer, _free_attribute(name), view.theta)  # for backends that find variables by attribute, as SavedModel does
-    # Keras sets some methods on the instance itself, so what was there is kept.
-    vars(layer)[_STOCK_METHODS] = {name: vars(layer)[name] for name in _METHODS if name in vars(layer)}
-    vars(layer).update({name: partial(method, layer) for name, method in _METHODS.items()})
+    override_methods(layer, {**_FILE_METHODS, **REFUSED_METHODS})
 
 
 def deparameterize(layer: keras.Layer) -> None:
@@ -113,9 +111,21 @@ def deparameterize(layer: keras.Layer) -> None:
         keras_private.forget_attribute(layer, _free_attribute(name))
         keras_private.forget_attribute(layer, attribute)
         setattr(layer, attribute, stock)
-    for name in _METHODS:
+    restore_methods(layer)
+
+
+def override_methods(layer: keras.Layer, methods: Mapping[str, Callable[..., None]]) -> None:
+    """Gives `layer` methods of its own, functions of the layer and the arguments, in the place of those of its class."""
+    # Keras sets some methods on the instance itself, so what was there is kept.
+    vars(layer)[_STOCK_METHODS] = {name: vars(layer).get(name) for name in methods}
+    vars(layer).update({name: partial(method, layer) for name, method in methods.items()})
+
+
+def restore_methods(layer: keras.Layer) -> None:
+    """Undoes `override_methods`, if it was called."""
+    for name, method in vars(layer).pop(_STOCK_METHODS, {}).items():
         del vars(layer)[name]
-    vars(layer).update(vars(layer).pop(_STOCK_METHODS))
+        vars(layer).update({name: method} if method else {})
 
 
 def _free_attribute(kernel_name: str) -> str:
@@ -172,7 +182,8 @@ def _key(index: int, scaling: str) -> str:
     return str(index) if scaling == "values" else f"{index}_{scaling}"
 
 
-_METHODS = {"save_own_variables": _save, "load_own_variables": _load, "enable_lora": _refuse, "quantize": _refuse}
+_FILE_METHODS = {"save_own_variables": _save, "load_own_variables": _load}
+REFUSED_METHODS = {"enable_lora": _refuse, "quantize": _refuse}
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def make_plan(root: keras.Layer, patterns: Patterns) -> Plan:
     keys = set()
     for site in sites:
         choice = choose(site)
-        reason = _reason_against(choice, site)
+        reason = _reason_against(choice, site, is_alone=site.holder is root)
         if reason is not None:
             plan.passed_over.append((site, reason))
             continue
@@ -74,13 +74,13 @@ def make_plan(root: keras.Layer, patterns: Patterns) -> Plan:
     return plan
 
 
-def _reason_against(choice: _Choice, site: Site) -> str | None:
-    """Returns why a site is passed over, or None if it is to be tied."""
+def _reason_against(choice: _Choice, site: Site, is_alone: bool) -> str | None:
+    """Returns why a site is passed over, or None if it is to be tied; a layer that is given alone counts as named."""
     if choice.tying is None:
         return choice.reason
     if choice.is_named:
         return None
-    if is_matrix_layer(site.layer) and (isinstance(choice.tying, str) or not choice.key):
+    if is_matrix_layer(site.layer) and not is_alone and (isinstance(choice.tying, str) or not choice.key):
         return f"{type(site.layer).__name__} is tied only where it is named, or by a glob with a pattern"
     return misfit(site.layer, choice.tying)
 

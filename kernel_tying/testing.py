@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -22,10 +23,9 @@ from hypothesis.extra import numpy as hnp
 
 from kernel_tying.algebra import Tensor, average, expand, project
 from kernel_tying.errors import TyingError
+from kernel_tying.kernels import KERNELS
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.report import tying_error, tying_report
-
-CONV_LAYERS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 def patterns(
@@ -109,40 +109,102 @@ def tied_problems(draw: Any, *, max_rank: int = 2, max_side: int = 4, max_channe
     return pattern, draw(kernels(pattern, max_channels=max_channels))
 
 
-@st.composite
-def conv_layers(
-    draw: Any, *, ranks: tuple[int, ...] = (1, 2, 3), max_kernel_size: int = 4, max_channels: int = 2, **options: Any
-) -> tuple[keras.layers.Layer, np.ndarray]:
-    """Returns a strategy for pairs of an unbuilt Conv1D, Conv2D or Conv3D layer and an input that it accepts.
+Drawn = tuple[dict[str, Any], tuple[int, ...]]  # arguments of a layer, and the shape of its input, channels last
 
-    Strides or dilation, padding, groups, bias and activation vary. Shrinks to a Conv1D with default options, a kernel of
-    size 2 and one channel.
+
+def _draw_window(draw: Any, cls: type, channels: int, max_kernel_size: int) -> Drawn:
+    """Draws what all layers with a `kernel_size` share."""
+    rank = next(rank for rank in (1, 2, 3) if f"{rank}D" in cls.__name__)
+    size = draw(st.tuples(*[st.integers(2, max_kernel_size)] * rank))
+    padding = st.sampled_from(["valid", "same"] + ["causal"] * (cls is keras.layers.Conv1D))
+    spacing = draw(st.sampled_from(["strides", "dilation_rate"]))
+    options = {"kernel_size": size, "padding": draw(padding), spacing: draw(st.integers(1, 2))}
+    return options, (2, *(2 * length + 1 for length in size), channels)
+
+
+def _draw_conv(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    groups = draw(st.integers(1, 2))
+    options, shape = _draw_window(draw, cls, groups * channels, max_kernel_size)
+    return {**options, "filters": groups * filters, "groups": groups}, shape
+
+
+def _draw_transpose(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    options, shape = _draw_window(draw, cls, channels, max_kernel_size)
+    return {**options, "filters": filters}, shape
+
+
+def _draw_depthwise(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    options, shape = _draw_window(draw, cls, channels, max_kernel_size)
+    return {**options, "depth_multiplier": filters}, shape
+
+
+def _draw_separable(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    options, shape = _draw_window(draw, cls, channels, max_kernel_size)
+    return {**options, "filters": filters, "depth_multiplier": draw(st.integers(1, 2))}, shape
+
+
+def _draw_dense(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    return {"units": filters + 1}, (2, *draw(st.sampled_from([(), (3,)])), channels + 1)
+
+
+def _draw_einsum_dense(draw: Any, cls: type, channels: int, filters: int, max_kernel_size: int) -> Drawn:
+    equation, output_shape = draw(
+        st.sampled_from([("abc,cd->abd", (3, filters)), ("abc,cde->abde", (3, 2, filters)), ("abc,bcd->ad", (filters,))])
+    )
+    bias_axes = draw(st.sampled_from([None, equation[-1]]))
+    return {"equation": equation, "output_shape": output_shape, "bias_axes": bias_axes}, (2, 3, channels + 1)
+
+
+_DRAWERS: dict[type[keras.layers.Layer], Callable[..., Drawn]] = {
+    keras.layers.Conv1D: _draw_conv,
+    keras.layers.Conv2D: _draw_conv,
+    keras.layers.Conv3D: _draw_conv,
+    keras.layers.Conv1DTranspose: _draw_transpose,
+    keras.layers.Conv2DTranspose: _draw_transpose,
+    keras.layers.Conv3DTranspose: _draw_transpose,
+    keras.layers.DepthwiseConv1D: _draw_depthwise,
+    keras.layers.DepthwiseConv2D: _draw_depthwise,
+    keras.layers.SeparableConv1D: _draw_separable,
+    keras.layers.SeparableConv2D: _draw_separable,
+    keras.layers.Dense: _draw_dense,
+    keras.layers.EinsumDense: _draw_einsum_dense,
+}
+STOCK_LAYERS = tuple(_DRAWERS)
+
+
+@st.composite
+def stock_layers(
+    draw: Any,
+    *,
+    classes: Sequence[type[keras.layers.Layer]] = STOCK_LAYERS,
+    max_kernel_size: int = 4,
+    max_channels: int = 2,
+    **options: Any,
+) -> tuple[keras.layers.Layer, np.ndarray]:
+    """Returns a strategy for pairs of an unbuilt stock layer that keeps a kernel and an input that it accepts.
+
+    Kernel size, strides or dilation, padding, groups, depth multiplier, bias and activation vary, as far as the class has
+    them. Shrinks to the first class with default options, a kernel of size 2 and one channel.
 
     Args:
         draw: passed by Hypothesis.
-        ranks: numbers of spatial axes to choose from.
+        classes: the classes to choose from, of `STOCK_LAYERS`.
         max_kernel_size: largest kernel size along an axis.
         max_channels: largest number of channels in a group.
         **options: arguments of the layer that are fixed.
     """
-    rank = draw(st.sampled_from(ranks))
-    groups = draw(st.integers(1, 2))
+    cls = draw(st.sampled_from(classes))
     channels, filters = draw(st.tuples(*[st.integers(1, max_channels)] * 2))
-    size = draw(st.tuples(*[st.integers(2, max_kernel_size)] * rank))
-    spacing = draw(st.sampled_from(["strides", "dilation_rate"]))
-    drawn = {
-        "kernel_size": size,
-        "groups": groups,
-        "padding": draw(st.sampled_from(["valid", "same"] + ["causal"] * (rank == 1))),
-        spacing: draw(st.integers(1, 2)),
-        "use_bias": draw(st.booleans()),
-        "activation": draw(st.sampled_from([None, "relu", "tanh"])),
-        # Without a seed, Keras asks the `random` module for one, which Hypothesis deprecates inside strategies.
-        "kernel_initializer": keras.initializers.GlorotUniform(seed=draw(st.integers(0, 99))),
+    drawn, shape = _DRAWERS[cls](draw, cls, channels, filters, max_kernel_size)
+    drawn |= {"use_bias": draw(st.booleans())} if cls is not keras.layers.EinsumDense else {}
+    drawn["activation"] = draw(st.sampled_from([None, "relu", "tanh"]))
+    # Without a seed, Keras asks the `random` module for one, which Hypothesis deprecates inside strategies.
+    seeded = {
+        f"{kernel.role}_initializer": keras.initializers.GlorotUniform(draw(st.integers(0, 99))) for kernel in KERNELS[cls]
     }
-    layer = CONV_LAYERS[rank - 1](**{"filters": groups * filters, **drawn, **options})
-    sizes = [layer.groups * channels, *(2 * length + 1 for length in layer.kernel_size)]
-    shape = [2, *sizes] if layer.data_format == "channels_first" else [2, *sizes[1:], sizes[0]]
+    layer = cls(**{**drawn, **seeded, **options})
+    if getattr(layer, "data_format", None) == "channels_first":
+        shape = (shape[0], shape[-1], *shape[1:-1])
     return layer, np.random.default_rng(draw(st.integers(0, 99))).normal(size=shape).astype("float32")
 
 
