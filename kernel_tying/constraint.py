@@ -7,7 +7,15 @@ from typing import Any
 import keras
 
 from kernel_tying.algebra import Tensor, project
-from kernel_tying.identifiers import Identifier, deserialize_pattern, pattern_for, serialize_pattern, validate
+from kernel_tying.errors import check_config
+from kernel_tying.identifiers import (
+    Identifier,
+    deserialize_pattern,
+    pattern_for,
+    resolve_object,
+    serialize_pattern,
+    validate,
+)
 
 
 @keras.saving.register_keras_serializable(package="kernel_tying")
@@ -22,7 +30,7 @@ class TiedConstraint(keras.constraints.Constraint):
         then: another constraint (object, name or config), applied to the projected kernel before it is projected again.
 
     Raises:
-        TyingError: no such family; when called, a pattern that does not fit the kernel.
+        TyingError: no such family or constraint; when called, a pattern that does not fit the kernel.
 
     Example:
 
@@ -32,7 +40,7 @@ class TiedConstraint(keras.constraints.Constraint):
 
     def __init__(self, pattern: Identifier, then: Any = None):
         self.pattern = validate(pattern)
-        self.then = keras.constraints.get(then)
+        self.then = resolve_object("then", keras.constraints.get, then)
 
     def __call__(self, value: Tensor) -> Tensor:
         pattern = pattern_for(self.pattern, tuple(value.shape))
@@ -44,4 +52,5 @@ class TiedConstraint(keras.constraints.Constraint):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TiedConstraint:
+        check_config(cls.__name__, config, required=["pattern"], optional=["then"])
         return cls(deserialize_pattern(config["pattern"]), then=config.get("then"))

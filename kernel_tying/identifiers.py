@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.patterns.registry import check_name, named
 
@@ -17,7 +18,7 @@ def validate(pattern: Identifier) -> Identifier:
         check_name(pattern)
     elif not isinstance(pattern, TyingPattern):
         raise TyingError(
-            f"A tying is a TyingPattern or the name of a family of patterns. Received {pattern!r:.200}. Example: 'mirror'."
+            f"A tying is a TyingPattern or the name of a family of patterns. Received {abbreviate(pattern)}. Example: 'mirror'."
         )
     return pattern
 
@@ -38,3 +39,25 @@ def serialize_pattern(pattern: Identifier) -> str | dict[str, Any]:
 def deserialize_pattern(config: str | dict[str, Any] | TyingPattern) -> Identifier:
     """Returns the pattern or name that `serialize_pattern` wrote."""
     return TyingPattern.from_config(config) if isinstance(config, dict) else validate(config)
+
+
+def resolve_object(role: str, get: Callable[[Any], Any], identifier: Any) -> Any:
+    """Returns the Keras object that `identifier` stands for: an object, a name or a config.
+
+    Args:
+        role: name of the argument, for the message.
+        get: the function of Keras that finds the object, such as `keras.constraints.get`.
+        identifier: what was passed for it.
+
+    Raises:
+        TyingError: Keras finds no such object.
+    """
+    try:
+        return get(identifier)
+    except TyingError:
+        raise
+    except Exception as error:  # a malformed config makes Keras raise whatever comes first
+        raise TyingError(
+            f"`{role}` is an object of Keras, its name or its config. Received {role}={abbreviate(identifier)}, of which Keras "
+            f"says {abbreviate(str(error))}. Pass the object itself."
+        ) from error

@@ -8,7 +8,15 @@ import keras
 from keras import ops
 
 from kernel_tying.algebra import Tensor, average, expand, root_group_sizes
-from kernel_tying.identifiers import Identifier, deserialize_pattern, pattern_for, serialize_pattern, validate
+from kernel_tying.errors import check_config
+from kernel_tying.identifiers import (
+    Identifier,
+    deserialize_pattern,
+    pattern_for,
+    resolve_object,
+    serialize_pattern,
+    validate,
+)
 
 
 @keras.saving.register_keras_serializable(package="kernel_tying")
@@ -20,10 +28,10 @@ class TiedInitializer(keras.initializers.Initializer):
 
     Args:
         pattern: a `TyingPattern`, or the name of a family, which is resolved for the spatial size of the kernel.
-        initializer: the base initializer (object, name or config).
+        initializer: the base initializer (object, name or config); None stands for "glorot_uniform", as in Keras' layers.
 
     Raises:
-        TyingError: no such family; when called, a pattern that does not fit the shape.
+        TyingError: no such family or initializer; when called, a pattern that does not fit the shape.
 
     Example:
 
@@ -36,11 +44,12 @@ class TiedInitializer(keras.initializers.Initializer):
 
     def __init__(self, pattern: Identifier, initializer: Any = "glorot_uniform"):
         self.pattern = validate(pattern)
-        self.initializer = keras.initializers.get(initializer)
+        self.initializer = resolve_object("initializer", keras.initializers.get, initializer)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
         pattern = pattern_for(self.pattern, tuple(shape))
-        mean = average(self.initializer(shape, dtype=dtype), pattern)
+        draw = self.initializer or keras.initializers.GlorotUniform()
+        mean = average(draw(shape, dtype=dtype), pattern)
         return expand(mean * ops.cast(root_group_sizes(pattern, len(shape)), mean.dtype), pattern)
 
     def get_config(self) -> dict[str, Any]:
@@ -51,6 +60,7 @@ class TiedInitializer(keras.initializers.Initializer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TiedInitializer:
+        check_config(cls.__name__, config, required=["pattern", "initializer"])
         return cls(deserialize_pattern(config["pattern"]), config["initializer"])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 
 PINNED = "."
 MAX_RANK = 32
@@ -22,7 +22,7 @@ def parse(text: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, 
             f"The notation of a pattern is a string. Received {type(text).__name__}. Pass arrays to `TyingPattern` itself."
         )
     slashes = "/".join(line.strip() for line in text.strip().splitlines())
-    slashes = re.sub(r"[ \t]*/[ \t]*", "/", slashes)
+    slashes = "/".join(row.strip(" \t") for row in slashes.split("/"))
     depth = max((len(run) for run in re.findall("/+", slashes)), default=0)
     if depth >= MAX_RANK:
         raise TyingError(f"A pattern has at most {MAX_RANK} axes. Received {depth} slashes in a row. Leave some out.")
@@ -72,7 +72,7 @@ def _nest(text: str, depth: int, split: Callable[[str], Iterator[str]]) -> tuple
     shapes = [shape for _, shape in blocks]
     if len(set(shapes)) != 1:
         raise TyingError(
-            f"Rows of a pattern must have the same number of cells, and planes the same shape. Received {shapes}. "
+            f"Rows of a pattern must have the same number of cells, and planes the same shape. Received {abbreviate(shapes)}. "
             "Pin the cells that should be empty with '.'."
         )
     return [cell for cells, _ in blocks for cell in cells], (len(blocks), *shapes[0])
@@ -102,15 +102,15 @@ def _tokens(row: str) -> Iterator[str]:
 def _malformed(row: str) -> TyingError:
     return TyingError(
         "A cell is a label, a label behind '-', or '.' for a position pinned to zero. "
-        f"Received the row {row!r}. Example: 'A -B . B -A' or 'A-B.B-A'."
+        f"Received the row {abbreviate(row)}. Example: 'A -B . B -A' or 'A-B.B-A'."
     )
 
 
 def _reshape(cells: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return cells.reshape(shape)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise TyingError(
-            f"`shape` must hold all cells of the text. Received {cells.size} cells and shape={shape!r}. "
+            f"`shape` must hold all cells of the text. Received {cells.size} cells and shape={abbreviate(shape)}. "
             "Write one cell for each position, '.' for those pinned to zero."
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kernel_tying import notation
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate, check_config
+
+MAX_POSITIONS = 2**24  # of patterns that are made from sizes alone: making one takes some 300 bytes a position
 
 
 class TyingPattern:
@@ -166,11 +169,7 @@ class TyingPattern:
         Raises:
             TyingError: `config` is no such dict.
         """
-        if not isinstance(config, dict) or not {"labels"} <= set(config) <= {"labels", "signs"}:
-            raise TyingError(
-                "A pattern's config is a dict with 'labels' and perhaps 'signs'. "
-                f"Received: {config!r:.200}. Make one with `pattern.get_config()`."
-            )
+        check_config(cls.__name__, config, required=["labels"], optional=["signs"])
         return cls(**config)
 
     def __eq__(self, other: object) -> bool:
@@ -244,18 +243,28 @@ def _components(size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _integer_array(values: ArrayLike, name: str) -> np.ndarray:
     """Returns `values` as an int64 array with at least one axis and one entry."""
     try:
-        array = np.asarray(values)
-    except (ValueError, OverflowError) as error:
+        array = _array(values)
+    except (ValueError, OverflowError, TypeError) as error:
         raise TyingError(
-            f"`{name}` must be an array of integers with rows of equal length. Received {values!r:.200} ({error}). "
+            f"`{name}` must be an array of integers with rows of equal length. Received {abbreviate(values)} ({error!s:.200}). "
             "Pin the positions that should be empty with -1."
         ) from error
-    if array.dtype.kind not in "iu" or array.size == 0 or array.ndim == 0 or array.max() > np.iinfo(np.int64).max:
+    is_valid = array.dtype.kind in "iu" and array.size > 0 and 0 < array.ndim <= notation.MAX_RANK
+    if not is_valid or array.max() > np.iinfo(np.int64).max:
         raise TyingError(
-            f"`{name}` must be a non-empty array of integers of at most 64 bits, with rows of equal length. "
-            f"Received dtype={array.dtype}, shape={array.shape}. Use `TyingPattern.parse` for text."
+            f"`{name}` must be a non-empty array of integers of at most 64 bits, with rows of equal length and at most "
+            f"{notation.MAX_RANK} axes. Received dtype={array.dtype}, shape={array.shape}. Use `TyingPattern.parse` for text."
         )
     return array.astype(np.int64)
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    """Returns `values` as an array; of objects if there are strings, as NumPy would make all as long as the longest."""
+    if isinstance(values, (list, tuple)):
+        objects = np.asarray(values, dtype=object)
+        if any(issubclass(kind, (str, bytes)) for kind in set(map(type, objects.ravel()))):
+            return objects
+    return np.asarray(values)
 
 
 def _check_members(labels: np.ndarray, signs: np.ndarray) -> None:
@@ -302,12 +311,23 @@ def _common_shape(one: TyingPattern, other: TyingPattern) -> tuple[int, ...]:
     """Returns the shape to which both patterns lift: missing axes are appended, axes of size 1 broadcast."""
     rank = max(len(one.shape), len(other.shape))
     try:
-        return np.broadcast_shapes(*(_padded(pattern.shape, rank) for pattern in (one, other)))
+        shape = np.broadcast_shapes(*(_padded(pattern.shape, rank) for pattern in (one, other)))
     except ValueError:
         raise TyingError(
             f"Patterns that are combined or compared must agree along the axes that both tie. "
             f"Received shapes {one.shape} and {other.shape}. Make both for the same kernel size."
         ) from None
+    check_positions(shape)
+    return shape
+
+
+def check_positions(shape: tuple[int, ...]) -> None:
+    """Raises a `TyingError` if a pattern of `shape`, which a few numbers can ask for, would take gigabytes."""
+    if math.prod(shape) > MAX_POSITIONS:
+        raise TyingError(
+            f"A pattern that is made from a size has at most {MAX_POSITIONS} positions. Received {abbreviate(shape)}. "
+            "Leave axes free, or pass arrays of labels to `TyingPattern` itself."
+        )
 
 
 def _padded(shape: tuple[int, ...], rank: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -9,7 +10,7 @@ import keras
 from keras import ops
 
 from kernel_tying.algebra import Tensor, project
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate, check_config
 from kernel_tying.identifiers import Identifier, deserialize_pattern, pattern_for, serialize_pattern, validate
 
 
@@ -34,12 +35,13 @@ class TyingPenalty(keras.regularizers.Regularizer):
 
     def __init__(self, pattern: Identifier, strength: float = 0.01):
         self.pattern = validate(pattern)
-        is_number = isinstance(strength, Real)
-        if not (is_number and 0 <= strength < float("inf")):
+        number = _float(strength)
+        if not 0 <= number < math.inf:
             raise TyingError(
-                f"The strength of a penalty is a finite number, at least 0. Received strength={strength!r}. Example: 0.01."
+                "The strength of a penalty is a finite number, at least 0. "
+                f"Received strength={abbreviate(strength)}. Example: 0.01."
             )
-        self.strength: float = float(strength)
+        self.strength = number
 
     def __call__(self, kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)
@@ -51,4 +53,13 @@ class TyingPenalty(keras.regularizers.Regularizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TyingPenalty:
+        check_config(cls.__name__, config, required=["pattern", "strength"])
         return cls(deserialize_pattern(config["pattern"]), config["strength"])
+
+
+def _float(value: Any) -> float:
+    """Returns a real number as a float, and NaN for anything else."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf

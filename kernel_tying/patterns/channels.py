@@ -9,7 +9,7 @@ import numpy as np
 
 from kernel_tying.errors import TyingError
 from kernel_tying.pattern import TyingPattern
-from kernel_tying.patterns.sizes import kernel_size
+from kernel_tying.patterns.sizes import kernel_size, positive_integers
 
 
 def per_filter(filter_patterns: Sequence[TyingPattern]) -> TyingPattern:
@@ -60,8 +60,8 @@ def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: 
     >>> channel_blocks((3,), in_channels=2, filters=4, blocks=2)
     TyingPattern.parse('AB../..AB//')
     """
-    sizes = kernel_size(size)
-    channels = kernel_size((in_channels, filters, blocks), "(in_channels, filters, blocks)")[:2]
+    spatial_rank = len(positive_integers(size, "size"))
+    channels = kernel_size(positive_integers((in_channels, filters, blocks), "(in_channels, filters, blocks)")[:2])
     if in_channels % blocks or filters % blocks:
         raise TyingError(
             f"`blocks` must divide the input channels and the filters. Received blocks={blocks} for {channels} channels. "
@@ -70,4 +70,4 @@ def channel_blocks(size: Sequence[int], in_channels: int, filters: int, blocks: 
     (row, column), part = np.indices(channels), np.array(channels) // blocks
     label = (row % part[0]) * part[1] + column % part[1]
     labels = np.where(row // part[0] == column // part[1], label, -1)
-    return TyingPattern(labels.reshape((1,) * len(sizes) + channels))
+    return TyingPattern(labels.reshape((1,) * spatial_rank + channels))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.sizes import kernel_size
 
 Family = Callable[[tuple[int, ...]], TyingPattern]
 
@@ -63,10 +64,12 @@ def named(name: str, size: tuple[int, ...]) -> TyingPattern:
         TyingError: no family has that name, or the family is not defined for that size.
     """
     check_name(name)
-    pattern = _families[name](tuple(size))
-    if not isinstance(pattern, TyingPattern) or pattern.shape != tuple(size):
+    sizes = kernel_size(size)
+    pattern = _families[name](sizes)
+    if not isinstance(pattern, TyingPattern) or pattern.shape != sizes:
         raise TyingError(
-            f"A family returns a pattern of the shape it is asked for. Received {pattern!r} from {name!r} for {size}. "
+            "A family returns a pattern of the shape it is asked for. "
+            f"Received {abbreviate(pattern)} from {name!r} for {sizes}. "
             "Raise a TyingError in the family for sizes that it does not fit."
         )
     return pattern
@@ -74,8 +77,8 @@ def named(name: str, size: tuple[int, ...]) -> TyingPattern:
 
 def check_name(name: str) -> None:
     """Raises a `TyingError` unless a family has that name."""
-    if name not in _families:
+    if not isinstance(name, str) or name not in _families:
         raise TyingError(
-            f"A string is the name of a family of patterns: {', '.join(names())}. Received {name!r}. "
+            f"A string is the name of a family of patterns: {', '.join(names())}. Received {abbreviate(name)}. "
             "Text notation goes through `TyingPattern.parse`, a family of your own through `patterns.register`."
         )

@@ -8,18 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
+from kernel_tying.pattern import check_positions
 
 
 def kernel_size(size: int | Sequence[int], name: str = "size") -> tuple[int, ...]:
-    """Returns `size` as a tuple of positive integers; a bare integer is one axis."""
-    lengths: Any = [size] if np.isscalar(size) else size
+    """Returns `size` as a tuple of positive integers, with not too many positions; a bare integer is one axis."""
+    sizes = positive_integers(size, name)
+    check_positions(sizes)
+    return sizes
+
+
+def positive_integers(values: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Returns `values` as a tuple of positive integers; a bare integer makes one of length 1."""
+    lengths: Any = [values] if np.isscalar(values) else values
     try:
         sizes = tuple(operator.index(length) for length in lengths)
     except TypeError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise TyingError(f"`{name}` is a tuple of positive integers. Received {name}={size!r}. Example: (5, 5).")
+        raise TyingError(f"`{name}` is a tuple of positive integers. Received {name}={abbreviate(values)}. Example: (5, 5).")
     return sizes
 
 
