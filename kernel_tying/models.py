@@ -48,13 +48,14 @@ def apply_tying(
 
     In constraint mode that is the given object, changed in place. In parameterization mode it is a new model with the
     same names, weights and compilation, and the given one stays as it was; only models whose config does not describe
-    their layers (subclassed models, custom layers with layers inside) are changed in place in this mode too.
+    their layers (subclassed models, recurrent and custom layers with layers inside) are changed in place in this mode too.
 
     Args:
         model_or_layer: a Keras model of any kind, or one layer.
         patterns: what to tie.
             A `TyingPattern` ties the layers whose `kernel_size` is its shape.
             The name of a family ties the spatial kernels with some axis > 1 for which the family is defined.
+            Neither ties kernels without spatial axes, such as that of Dense: these are tied where they are named.
             A dict from kernel names ties these kernels.
             A dict from layer names, paths like "outer/inner", or globs to any of these or None: an exact name goes
             before globs, globs in the order of the dict.
