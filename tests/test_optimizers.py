@@ -1,185 +1,294 @@
-"""Laws of training: every optimizer steps tied kernels as it steps a layer that computes its kernel with an explicit `B`."""
+"""Laws of training: every optimizer of Keras steps tied kernels as it steps plain variables, through an explicit `B`."""
 
+import functools
 import inspect
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from helpers import array, dense_expand, dense_project, gradients, train_step
-from keras import layers, optimizers
+from helpers import array, dense_project
+from keras import layers, ops, optimizers
+from ways import (
+    WAYS,
+    Looking,
+    Problem,
+    apply,
+    assert_bit_tied,
+    assert_tied,
+    dense,
+    fit,
+    kernel_of,
+    look,
+    seen,
+    seen_gradient,
+    step,
+)
 
 import kernel_tying as kt
-from kernel_tying.testing import dense_basis
 
-# Repeated groups, signs and a pinned position: what a sparse gradient with repeated rows would get wrong.
-PATTERN = kt.TyingPattern.parse("A B -A/B . B/-A C A")
-GENERATOR = np.random.default_rng(0)
-IMAGES = GENERATOR.normal(size=(2, 5, 5, 2)).astype("float32")
-UPSTREAMS = GENERATOR.normal(size=(3, 2, 3, 3, 3)).astype("float32")
 
-WRAPPERS = {
-    optimizers.LossScaleOptimizer: lambda **options: optimizers.LossScaleOptimizer(optimizers.Adam(**options)),
-    optimizers.MultiOptimizer: lambda **options: optimizers.MultiOptimizer(
-        optimizers.OptimizerMap(optimizers.Adam(**options), {".*bias": optimizers.SGD(**options)})
-    ),
+def plain(cls):
+    return lambda **options: cls(**{"learning_rate": 0.1, **options})
+
+
+def several(**options):
+    default = optimizers.Adam(**{"learning_rate": 0.1, **options})
+    return optimizers.MultiOptimizer(optimizers.OptimizerMap(default, {".*bias": optimizers.SGD(0.1, **options)}))
+
+
+# Each optimizer that Keras ships, made with the options that all of them take.
+OPTIMIZERS = {
+    optimizers.Adadelta: plain(optimizers.Adadelta),
+    optimizers.Adafactor: plain(optimizers.Adafactor),
+    optimizers.Adagrad: plain(optimizers.Adagrad),
+    optimizers.Adam: plain(optimizers.Adam),
+    optimizers.AdamW: plain(optimizers.AdamW),
+    optimizers.Adamax: plain(optimizers.Adamax),
+    optimizers.Ftrl: plain(optimizers.Ftrl),
+    optimizers.Lamb: plain(optimizers.Lamb),
+    optimizers.Lion: plain(optimizers.Lion),
+    optimizers.LossScaleOptimizer: lambda **options: optimizers.LossScaleOptimizer(plain(optimizers.Adam)(**options)),
+    optimizers.MultiOptimizer: several,
+    optimizers.Muon: plain(optimizers.Muon),
+    optimizers.Nadam: plain(optimizers.Nadam),
+    optimizers.RMSprop: plain(optimizers.RMSprop),
+    optimizers.SGD: plain(optimizers.SGD),
+    optimizers.ScheduleFreeAdamW: plain(optimizers.ScheduleFreeAdamW),
 }
-OPTIMIZERS = [
-    one
-    for one in vars(optimizers).values()
-    if inspect.isclass(one) and issubclass(one, optimizers.Optimizer) and one is not optimizers.Optimizer
+OPTIONS = {
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "clipped norm": {"clipnorm": 0.1},
+    "clipped global norm": {"global_clipnorm": 0.1},
+    "clipped values": {"clipvalue": 0.01},
+    "decay": {"weight_decay": 0.1},
+    "scaled loss": {"loss_scale_factor": 64.0},
+    "averages": {"use_ema": True, "ema_momentum": 0.5},
+    "overwriting averages": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+    "several options": {"clipnorm": 0.5, "weight_decay": 0.1, "gradient_accumulation_steps": 2},
+}
+MAKERS = {
+    **{cls.__name__: make for cls, make in OPTIMIZERS.items()},
+    "momentum": functools.partial(plain(optimizers.SGD), momentum=0.9, nesterov=True),
+    "nested": lambda **options: optimizers.LossScaleOptimizer(several(**options), initial_scale=8.0),
+    **{name: functools.partial(plain(optimizers.SGD), **options) for name, options in OPTIONS.items()},
+    "scheduled": lambda **options: optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), **options),
+}
+STEPPED = list(MAKERS)
+MAKERS["muon without scale"] = functools.partial(plain(optimizers.Muon), rms_rate=None)
+# Built inside a compiled step of TensorFlow, it starts from zeros instead of the weights, those of a stock layer too.
+BUILT_FIRST = ["ScheduleFreeAdamW"]
+PROBLEM = Problem()
+# Accumulators that begin above zero, and epsilons, count for nothing beside gradients of this scale.
+EQUAL = Problem(pattern=kt.TyingPattern.parse("A B C/B -C A/-C A -B"), scale=1e6)
+
+in_every_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture(scope="module", params=STEPPED)
+def optimizer(request):
+    """The name of each optimizer in turn, so that tests which share its runs stand side by side."""
+    return request.param
+
+
+def test_the_table_names_every_optimizer_that_keras_ships():
+    shipped = {one for one in vars(optimizers).values() if inspect.isclass(one) and issubclass(one, optimizers.Optimizer)}
+
+    assert set(OPTIMIZERS) == shipped - {optimizers.Optimizer}, f"Keras {keras.__version__} ships other optimizers"
+
+
+def plain_variables(problem):
+    """Returns what the optimizer is to see of `problem`: for each way a kernel or its free weights, and the bias."""
+    return [
+        keras.Variable(value, dtype="float32", name=name)
+        for way in WAYS
+        for name, value in (("kernel", seen(problem.kernel, problem.pattern, way)), ("bias", problem.bias))
+    ]
+
+
+def plain_gradients(problem, kernel_gradient, bias_gradient):
+    values = [one for way in WAYS for one in (seen_gradient(kernel_gradient, problem.pattern, way), bias_gradient)]
+    return [ops.convert_to_tensor(value, dtype="float32") for value in values]
+
+
+@functools.cache
+def expected_kernels(optimizer, problem=PROBLEM):
+    """Returns the kernels of each way after each step, as the stock optimizer steps plain variables."""
+    variables, stepper, kernels = plain_variables(problem), MAKERS[optimizer](), []
+    for kernel_gradient, bias_gradient in problem.gradients:
+        kernels.append(plain_step(stepper, variables, plain_gradients(problem, kernel_gradient, bias_gradient), problem))
+    return kernels
+
+
+def plain_step(optimizer, variables, gradients, problem):
+    scale = array(optimizer.scale_loss(ops.ones(())))
+    apply(optimizer, [ops.multiply(gradient, scale) for gradient in gradients], variables)
+    kernels = {way: kernel_of(array(one), problem.pattern, way) for way, one in zip(WAYS, variables[::2], strict=True)}
+    variables[0].assign(kernels["constraint"])
+    return kernels
+
+
+@functools.cache
+def kernels_by_hand(optimizer, problem=PROBLEM):
+    """Returns the kernels of each way after each step of a loop written by hand."""
+    model, stepper, kernels = problem.model(), MAKERS[optimizer](), []
+    for index in range(problem.steps):
+        step(model, problem, index, stepper)
+        kernels.append(look(model))
+    return kernels
+
+
+@functools.cache
+def fitted(optimizer):
+    """Returns the kernels of each way after each step of `fit`, and at its end."""
+    model, looking = PROBLEM.model(), Looking()
+    fit(model, PROBLEM, MAKERS[optimizer](), [looking, kt.KeepTied()], is_built=optimizer in BUILT_FIRST)
+    return [*looking.kernels, look(model)]
+
+
+@in_every_way
+def test_kernels_are_tied_to_the_bit_after_every_step_by_hand(optimizer, way):
+    assert_tied([PROBLEM.kernel, *(kernels[way] for kernels in kernels_by_hand(optimizer))])
+
+
+@in_every_way
+def test_kernels_are_tied_to_the_bit_after_every_step_of_fit_and_at_its_end(optimizer, way):
+    assert_tied([PROBLEM.kernel, *(kernels[way] for kernels in fitted(optimizer))])
+
+
+@in_every_way
+def test_optimizer_steps_tied_kernels_as_plain_variables_through_a_dense_basis(optimizer, way):
+    steps = [kernels[way] for kernels in kernels_by_hand(optimizer)]
+
+    np.testing.assert_allclose(steps, [kernels[way] for kernels in expected_kernels(optimizer)], rtol=1e-4, atol=2e-5)
+
+
+@in_every_way
+def test_fit_takes_the_steps_that_a_loop_by_hand_takes(optimizer, way):
+    steps = [kernels[way] for kernels in fitted(optimizer)[:-1]]
+
+    np.testing.assert_allclose(steps, [kernels[way] for kernels in kernels_by_hand(optimizer)], rtol=1e-4, atol=2e-5)
+
+
+# The options with which a step is linear in the gradients.
+LINEAR = ["SGD", "momentum", "accumulation", "decay", "scaled loss", "averages", "overwriting averages", "scheduled"]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_orthonormal_free_weights_take_the_sgd_steps_of_constraint_mode(name):
+    constrained, orthonormal = ([kernels[way] for kernels in kernels_by_hand(name)] for way in ("constraint", "orthonormal"))
+
+    np.testing.assert_allclose(orthonormal, constrained, rtol=1e-5, atol=2e-6)
+
+
+# In these scalings free weights step as the stock kernel does at the projected gradient.
+ADAPTIVE = ["Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Ftrl", "Lion", "Muon", "Nadam", "RMSprop", "ScheduleFreeAdamW"]
+STOCK_STEPS = [
+    *((name, "orthonormal") for name in ("SGD", "momentum", "decay")),
+    *((name, "values") for name in ADAPTIVE),
+    *((name, way) for name in ("Adafactor", "Lamb") for way in ("values", "orthonormal")),
 ]
-MODES = [
-    {"mode": "constraint"},
-    {"mode": "parameterization", "scaling": "values"},
-    {"mode": "parameterization", "scaling": "orthonormal"},
-]
-every_optimizer = pytest.mark.parametrize("optimizer_class", OPTIMIZERS, ids=lambda one: one.__name__)
-in_every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: "-".join(mode.values()))
 
 
-def make_optimizer(optimizer_class, **options):
-    return WRAPPERS.get(optimizer_class, optimizer_class)(**{"learning_rate": 0.1, **options})
+def stock_kernels_of_projected_gradients(name, problem):
+    """Returns the kernel after each step that a stock optimizer takes at the projected gradients, without any tying."""
+    variable, stepper = keras.Variable(problem.kernel, dtype="float32", name="kernel"), MAKERS[name]()
+    kernels = []
+    for kernel_gradient, _ in problem.gradients:
+        projected = dense_project(kernel_gradient, problem.pattern)
+        stepper.apply([ops.convert_to_tensor(projected, dtype="float32")], [variable])
+        kernels.append(np.array(array(variable)))
+    return kernels
 
 
-class DenseBasisConv2D(layers.Layer):
-    """A convolution that computes its kernel from free weights with the dense matrix `B`."""
+@pytest.mark.parametrize(("name", "way"), STOCK_STEPS)
+def test_free_weights_step_as_the_stock_kernel_does_at_the_projected_gradient(name, way):
+    expected = stock_kernels_of_projected_gradients(name, EQUAL)
 
-    def build(self, input_shape):
-        self.theta = self.add_weight(shape=(PATTERN.num_free, 1, input_shape[-1], 3), name="kernel")
-        self.bias = self.add_weight(shape=(3,), name="bias")
+    steps = [kernels[way] for kernels in kernels_by_hand(name, EQUAL)]
 
-    def call(self, inputs):
-        kernel = tf.tensordot(tf.constant(dense_basis(PATTERN), "float32"), self.theta[:, 0], axes=1)
-        return tf.nn.conv2d(inputs, tf.reshape(kernel, (3, 3, *kernel.shape[1:])), strides=1, padding="VALID") + self.bias
+    np.testing.assert_allclose(steps, expected, rtol=1e-3, atol=1e-3 * np.abs(np.diff(expected, axis=0)).max())
 
 
-def stock_conv():
-    """Returns a stock layer with a bias and a kernel that is tied to the bit."""
-    generator, conv = np.random.default_rng(1), layers.Conv2D(3, 3, name="conv")
-    conv.build(IMAGES.shape)
-    conv.kernel.assign(dense_expand(generator.normal(size=(PATTERN.num_free, 1, 2, 3)), PATTERN))
-    conv.bias.assign(generator.normal(size=3))
-    return conv
-
-
-def tied_conv(**mode):
-    return kt.apply_tying(stock_conv(), PATTERN, **mode)
-
-
-def train(layer, optimizer, scale=1.0):
-    """Takes a step for each of `UPSTREAMS`, random gradients in the layer's output. Yields the weights after each."""
-    for upstream in UPSTREAMS:
-        step(layer, optimizer, upstream * scale)
-        yield [array(weight) for weight in layer.trainable_variables]
-
-
-def step(layer, optimizer, upstream):
-    train_step(lambda: tf.reduce_sum(layer(IMAGES) * upstream), layer.trainable_variables, optimizer)
-
-
-@every_optimizer
-def test_optimizer_steps_free_weights_as_with_an_explicit_dense_basis(optimizer_class):
-    tied, dense = tied_conv(mode="parameterization"), DenseBasisConv2D()
-    dense.build(IMAGES.shape)
-    for mine, theirs in zip(dense.weights, tied.weights, strict=True):
-        mine.assign(theirs)
-    expected = list(train(dense, make_optimizer(optimizer_class)))
-
-    steps = list(train(tied, make_optimizer(optimizer_class)))
-
-    for weights, expected_weights in zip(steps, expected, strict=True):
-        for weight, expected_weight in zip(weights, expected_weights, strict=True):
-            np.testing.assert_allclose(weight, expected_weight, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
-def test_orthonormal_free_weights_take_the_sgd_steps_of_constraint_mode(options):
-    layer_of = {mode: tied_conv(**MODES[index]) for mode, index in (("constrained", 0), ("orthonormal", 2))}
-    kernels = {}
-
-    for mode, layer in layer_of.items():
-        optimizer = optimizers.SGD(0.1, **options)
-        kernels[mode] = [array(layer.kernel) for _ in train(layer, optimizer)]
-
-    scale = np.abs(kernels["constrained"]).max()
-    np.testing.assert_allclose(kernels["orthonormal"], kernels["constrained"], rtol=1e-6, atol=1e-6 * scale)
-
-
-def test_values_take_sgd_steps_of_the_sum_of_each_group_of_gradients():
-    tied = tied_conv(mode="parameterization", scaling="values")
-    stock, rate = stock_conv(), 0.1
-    kernel_gradient, _ = gradients(lambda: tf.reduce_sum(stock(IMAGES) * UPSTREAMS[0]), stock.trainable_variables)
-    basis = dense_basis(PATTERN)
-    before = array(tied.free_weights["kernel"])
-
-    step(tied, optimizers.SGD(rate), UPSTREAMS[0])
-
-    summed = (basis.T @ kernel_gradient.reshape(9, -1)).reshape(before.shape)
-    np.testing.assert_allclose(tied.free_weights["kernel"], before - rate * summed, rtol=1e-4, atol=1e-5)
-
-
-def test_constraint_mode_takes_the_projected_sgd_step():
-    tied, stock, rate = tied_conv(mode="constraint"), stock_conv(), 0.1
-    kernel_gradient, _ = gradients(lambda: tf.reduce_sum(stock(IMAGES) * UPSTREAMS[0]), stock.trainable_variables)
-
-    step(tied, optimizers.SGD(rate), UPSTREAMS[0])
-
-    np.testing.assert_allclose(
-        tied.kernel, dense_project(array(stock.kernel) - rate * kernel_gradient, PATTERN), rtol=1e-4, atol=1e-5
-    )
-
-
-def assert_trains_tied(layer, optimizer, scale=1.0):
-    """Raises unless the kernel is tied to the bit after every step, and moved."""
-    before = array(layer.kernel)
-    errors = [kt.tying_error(layer) for _ in train(layer, optimizer, scale)]
-
-    assert errors == [0.0] * len(UPSTREAMS)
-    assert not np.array_equal(layer.kernel, before)
-
-
-@in_every_mode
-@every_optimizer
-def test_groups_stay_bit_equal_under_every_optimizer(optimizer_class, mode):
-    assert_trains_tied(tied_conv(**mode), make_optimizer(optimizer_class))
-
-
-OPTIONS = [
-    {"gradient_accumulation_steps": 2},
-    {"clipnorm": 0.1},
-    {"global_clipnorm": 0.1},
-    {"clipvalue": 0.01},
-    {"weight_decay": 0.1},
-    {"loss_scale_factor": 64.0},
-    {"clipnorm": 0.5, "weight_decay": 0.1, "gradient_accumulation_steps": 2},
-    {"use_ema": True, "ema_overwrite_frequency": 2},
-]
-
-
-@in_every_mode
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("optimizer_class", [optimizers.SGD, optimizers.Adam, optimizers.RMSprop], ids=lambda one: one.__name__)
-def test_groups_stay_bit_equal_under_every_option_of_an_optimizer(optimizer_class, options, mode):
-    assert_trains_tied(tied_conv(**mode), make_optimizer(optimizer_class, **options))
-
-
-@in_every_mode
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
-def test_groups_stay_bit_equal_in_tiny_and_huge_steps(scale, mode):
-    layer = tied_conv(**mode)
+def test_kernels_stay_tied_to_the_bit_in_tiny_and_huge_steps(scale):
+    kernels = kernels_by_hand("SGD", Problem(scale=scale))
 
-    errors = [kt.tying_error(layer) for _ in train(layer, optimizers.SGD(1.0), scale)]
+    for way in WAYS:
+        assert_bit_tied([one[way] for one in kernels])
 
-    assert errors == [0.0] * len(UPSTREAMS)
+
+# Kernels of rank 2, to which Muon and Adafactor apply rules of their own: tied along one axis, and along both.
+MATRICES = {
+    "inputs": Problem(dense, (4,), kt.TyingPattern.parse("A B -A B", shape=(4, 1)), scale=10.0),
+    "outputs": Problem(dense, (4,), kt.TyingPattern.parse("A B -A B", shape=(1, 4)), scale=10.0),
+    "both": Problem(dense, (4,), kt.patterns.circulant((4, 4)), scale=10.0),
+}
 
 
-@in_every_mode
-def test_loss_scaling_skips_an_overflow_and_stays_tied(mode):
-    layer = tied_conv(**mode)
-    optimizer = optimizers.LossScaleOptimizer(optimizers.SGD(0.1), initial_scale=4.0)
+@in_every_way
+@pytest.mark.parametrize("axes", MATRICES)
+@pytest.mark.parametrize("name", ["Muon", "Adafactor", "Lamb"])
+def test_optimizer_steps_tied_matrices_as_plain_variables_through_a_dense_basis(name, axes, way):
+    problem = MATRICES[axes]
+
+    steps = [kernels[way] for kernels in kernels_by_hand(name, problem)]
+
+    assert_tied([problem.kernel, *steps], problem.pattern)
+    np.testing.assert_allclose(steps, [kernels[way] for kernels in expected_kernels(name, problem)], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", ["inputs", "outputs"])
+def test_muon_steps_orthonormal_free_weights_of_a_matrix_as_the_stock_kernel_at_the_projected_gradient(axes):
+    problem = MATRICES[axes]
+    expected = stock_kernels_of_projected_gradients("muon without scale", problem)
+
+    steps = [kernels["orthonormal"] for kernels in kernels_by_hand("muon without scale", problem)]
+
+    np.testing.assert_allclose(steps, expected, rtol=1e-3, atol=1e-4)
+
+
+CIRCULANT = kt.patterns.circulant((4, 4))
+MUON_RULES = {  # layer, input shape, pattern, options of Muon, whether it steps the kernel by the rule of AdamW
+    "convolution": (lambda: layers.Conv2D(2, 3, name="layer"), (None, 5, 5, 2), "mirror", {}, True),
+    "rank 3": (lambda: layers.Conv1D(2, 3, name="layer"), (None, 5, 2), "mirror", {}, True),
+    "matrix": (lambda: layers.Dense(4, name="layer"), (None, 4), CIRCULANT, {}, False),
+    "excluded": (lambda: layers.Dense(4, name="layer"), (None, 4), CIRCULANT, {"exclude_layers": ["^layer/kernel"]}, True),
+    "embedding": (lambda: layers.Dense(4, name="embedding"), (None, 4), CIRCULANT, {}, True),
+    "included": (lambda: layers.Dense(4, name="embedding"), (None, 4), CIRCULANT, {"exclude_embeddings": False}, False),
+}
+
+
+def slots(layer, **options):
+    """Returns the slots that Muon makes for a layer: a velocity for what it steps by the rule of AdamW."""
+    optimizer = optimizers.Muon(0.1, **options)
+    optimizer.build(layer.trainable_variables)
+    return [variable.name for variable in optimizer.variables]
+
+
+@in_every_way
+@pytest.mark.parametrize("case", MUON_RULES)
+def test_muon_steps_a_tied_kernel_by_the_rule_of_the_stock_kernel(case, way):
+    make_layer, shape, pattern, options, is_adamw = MUON_RULES[case]
+    stock, layer = make_layer(), make_layer()
+    for one in (stock, layer):
+        one.build(shape)
+
+    tied = kt.apply_tying(layer, {layer.name: pattern}, **WAYS[way])
+
+    assert slots(tied, **options) == slots(stock, **options)
+    assert any("kernel_velocity" in name for name in slots(tied, **options)) == is_adamw
+
+
+@in_every_way
+@pytest.mark.parametrize("names", [["kernel"], ["bias"]], ids=str)
+def test_weight_decay_passes_over_what_is_excluded_by_the_name_of_the_stock_variable(names, way):
+    layer = PROBLEM.tied(way)
     before = array(layer.kernel)
+    optimizer = optimizers.AdamW(0.5, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=names)
 
-    step(layer, optimizer, UPSTREAMS[0] * np.inf)
+    optimizer.apply([ops.zeros(one.shape) for one in layer.trainable_variables], layer.trainable_variables)
 
-    assert kt.tying_error(layer) == 0.0
-    np.testing.assert_array_equal(layer.kernel, before)
+    decay = {"kernel": 1.0, "bias": 1.0, names[0]: 0.0}
+    np.testing.assert_allclose(array(layer.kernel), before * (1 - 0.25 * decay["kernel"]), rtol=1e-6)
+    np.testing.assert_allclose(array(layer.bias), PROBLEM.bias * (1 - 0.25 * decay["bias"]), rtol=1e-6)
