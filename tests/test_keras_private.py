@@ -104,6 +104,22 @@ def test_the_path_of_a_variable_can_be_set():
     assert variable.path == "somewhere/else", "the path of a variable is kept elsewhere than in `_path`"
 
 
+def test_a_variable_keeps_its_layout_and_a_distribution_returns_it():
+    mesh = keras.distribution.DeviceMesh((1,), ("model",), ["cpu:0"])
+    own, by_path = (keras.distribution.TensorLayout(axes, mesh) for axes in [("model",), (None,)])
+    layout_map = keras.distribution.LayoutMap(mesh)
+    layout_map[".*"] = by_path
+    distribution = keras.distribution.ModelParallel(layout_map=layout_map)
+    placed, plain = keras.Variable([1.0, 2.0], layout=own), keras.Variable([1.0, 2.0])
+    assert_has(placed, "_layout")
+
+    found = [placed._layout, plain._layout, *map(distribution.get_variable_layout, [placed, plain])]
+
+    assert list(map(id, found)) == list(map(id, [own, None, own, by_path])), "layouts of variables are kept or found otherwise"
+    assert by_path.axes == (None,), "the axes of a layout are kept otherwise"
+    assert keras.distribution.distribution() is None, "the distribution of now is asked for otherwise"
+
+
 def test_a_layer_lists_its_own_variables_trainable_first():
     layer = built(layers.BatchNormalization())
     assert_has(layer, "_trainable_variables", "_non_trainable_variables")
