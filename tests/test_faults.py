@@ -1,0 +1,363 @@
+"""What becomes of a tying when a process is killed, a file is damaged, or a file is hostile."""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from helpers import array
+from keras import layers
+
+import kernel_tying as kt
+
+VARIANTS = {
+    "constraint": {"mode": "constraint"},
+    "values": {"mode": "parameterization", "scaling": "values"},
+    "orthonormal": {"mode": "parameterization", "scaling": "orthonormal"},
+}
+in_all_variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def network():
+    """Returns a small tied model of two layers; without Dropout, whose seeds Keras leaves out of backups."""
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            layers.Conv2D(3, 3, activation="relu", name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.Conv2D(2, 3, name="second"),
+            layers.Flatten(name="flat"),
+            layers.Dense(1, name="head"),
+        ]
+    )
+
+
+def tied_network(variant):
+    keras.utils.set_random_seed(7)
+    return kt.apply_tying(network(), {"first": "dihedral", "second": "mirror"}, **VARIANTS[variant])
+
+
+EPOCHS, BATCHES, KILLED_EPOCH = 4, 3, 2
+
+
+def train(variant, callbacks=()):
+    """Returns a tied model that is trained with slots for each weight, and the epochs that it was trained for."""
+    model = tied_network(variant)
+    model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=False)
+    x = np.random.default_rng(1).normal(size=(4 * BATCHES, 6, 6, 2)).astype("float32")
+    y = x.mean(axis=(1, 2, 3))[:, None]
+    history = model.fit(x, y, batch_size=4, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks))
+    return model, history.epoch
+
+
+class Kill(keras.callbacks.Callback):
+    """Kills its own process in the middle of an epoch, behind a training step."""
+
+    is_due = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.is_due = epoch == KILLED_EPOCH
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.is_due and batch == 1:
+            kill()
+
+
+class KillWhileSaving(keras.callbacks.Callback):
+    """Kills its own process while weights are being saved, those of the first layers already in the file."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == KILLED_EPOCH:
+            vars(self.model.get_layer("head"))["save_own_variables"] = kill
+
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def backup(folder):
+    return keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)
+
+
+def train_until_killed(variant, killer, folder):
+    """Trains in another process that a callback of the name `killer` kills."""
+    script = "import sys; import test_faults; test_faults.train_and_be_killed(*sys.argv[1:])"
+    finished = subprocess.run(
+        [sys.executable, "-c", script, variant, killer, str(folder)],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == -signal.SIGKILL, finished.stderr[-3000:]
+
+
+def train_and_be_killed(variant, killer, folder):
+    train(variant, [backup(folder), globals()[killer]()])
+
+
+def assert_same_training_state(first, second):
+    for one, other in zip(first.variables, second.variables, strict=True):
+        np.testing.assert_array_equal(array(one), array(other), err_msg=one.path)
+    for one, other in zip(first.optimizer.variables, second.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(array(one), array(other), err_msg=one.path)
+
+
+@functools.cache
+def undisturbed(variant):
+    return train(variant)[0]
+
+
+def assert_resumes_as_if_undisturbed(variant, folder):
+    resumed, epochs = train(variant, [backup(folder)])
+    assert epochs == list(range(KILLED_EPOCH, EPOCHS))
+    assert_same_training_state(resumed, undisturbed(variant))
+    assert kt.tying_error(resumed) == 0.0
+
+
+@in_all_variants
+def test_training_that_was_killed_in_an_epoch_resumes_as_if_undisturbed(variant, tmp_path):
+    train_until_killed(variant, "Kill", tmp_path)
+
+    assert_resumes_as_if_undisturbed(variant, tmp_path)
+
+
+def test_training_that_was_killed_while_saving_resumes_from_the_backup_before(tmp_path):
+    train_until_killed("orthonormal", "KillWhileSaving", tmp_path)
+    with pytest.raises(OSError, match="Unable to"):
+        tied_network("orthonormal").load_weights(tmp_path / "latest.weights.h5")
+
+    assert_resumes_as_if_undisturbed("orthonormal", tmp_path)
+
+
+KINDS = ["tied.keras", "tied.weights.h5"]
+DAMAGES = {
+    **{f"cut at {part} of 8": ("cut", part) for part in range(8)},
+    **{f"flip {seed}": ("flip", seed) for seed in range(12)},
+    **{f"flip {seed} in the kernel": ("flip in the kernel", seed) for seed in range(4)},
+}
+
+
+def kernels(model):
+    return [array(model.get_layer(name).kernel) for name in ("first", "second")]
+
+
+def is_tied(first, second):
+    """Returns whether two kernels are tied as those of `tied_network` are, wherever they are NaN too."""
+    images = [first[:, ::-1], first[::-1], np.swapaxes(first, 0, 1)]
+    pairs = [*((first, image) for image in images), (second, second[:, ::-1])]
+    return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Returns the bytes of files by variant and name, and where in them the first kernel or its free weights are."""
+    folder = tmp_path_factory.mktemp("files")
+    found = {}
+    for variant in VARIANTS:
+        model = tied_network(variant)
+        model.save(folder / "tied.keras")
+        model.save_weights(folder / "tied.weights.h5")
+        values = array(model.get_layer("first").trainable_variables[0]).tobytes()
+        for name in KINDS:
+            content = (folder / name).read_bytes()
+            assert content.count(values) == 1
+            found[variant, name] = content, content.index(values), len(values)
+    return found
+
+
+def damaged(content, start, length, damage):
+    kind, number = damage
+    if kind == "cut":
+        return content[: len(content) * number // 8]
+    begin, end = (0, len(content)) if kind == "flip" else (start, start + length)
+    bit = random.Random(number).randrange(8 * begin, 8 * end)
+    flipped = content[bit // 8] ^ 1 << bit % 8
+    return content[: bit // 8] + bytes([flipped]) + content[bit // 8 + 1 :]
+
+
+@functools.cache
+def reader(variant):
+    return tied_network(variant)
+
+
+def load(path, variant):
+    """Returns the model in a `.keras` file, or one with the weights of a file, as far as they load; None if it is refused."""
+    if path.suffix == ".keras":
+        with contextlib.suppress(Exception):
+            return keras.saving.load_model(path)
+        return None
+    model = reader(variant)
+    kt.project_kernels(model)
+    with contextlib.suppress(Exception):
+        model.load_weights(path)
+    return model
+
+
+def assert_tied_or_told(model, variant):
+    """Checks the patterns of a model, and that its kernels are tied, or that `tying_error` tells that they are not."""
+    assert kt.tying_report(model).plan == kt.tying_report(reader(variant)).plan
+    assert is_tied(*kernels(model)) or (variant == "constraint" and kt.tying_error(model) != 0.0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", KINDS)
+@in_all_variants
+def test_a_damaged_file_is_refused_or_loads_a_tied_model(variant, name, damage, files, tmp_path):
+    (tmp_path / name).write_bytes(damaged(*files[variant, name], damage))
+
+    model = load(tmp_path / name, variant)
+
+    if model is not None:
+        assert_tied_or_told(model, variant)
+
+
+@pytest.fixture
+def without_checksums(monkeypatch):
+    """Reads files from archives as Python 3.12 and later do: those that are read in parts are not checked."""
+    seek = zipfile.ZipExtFile.seek
+
+    def seek_unchecked(self, *args):
+        self._expected_crc = None
+        position = seek(self, *args)
+        self._expected_crc = None
+        return position
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", seek_unchecked)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@in_all_variants
+def test_a_damaged_file_loads_a_tied_model_where_python_does_not_check_it(variant, seed, files, tmp_path, without_checksums):
+    (tmp_path / "tied.keras").write_bytes(damaged(*files[variant, "tied.keras"], ("flip in the kernel", seed)))
+
+    model = keras.saving.load_model(tmp_path / "tied.keras")
+
+    assert_tied_or_told(model, variant)
+
+
+@in_all_variants
+def test_files_need_no_unsafe_mode(variant, tmp_path):
+    own = {"kernel_regularizer": kt.TyingPenalty("point"), "kernel_constraint": "non_neg", "kernel_initializer": "he_normal"}
+    model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(2, 3, name="first", **own)])
+    kt.apply_tying(model, "mirror", **VARIANTS[variant]).save(tmp_path / "tied.keras")
+
+    loaded = keras.saving.load_model(tmp_path / "tied.keras", safe_mode=True)
+
+    assert list(kt.tying_report(loaded).plan) == ["first"]
+
+
+def leave_a_trace(value):
+    leave_a_trace.is_run = True
+    return value
+
+
+CODE = layers.Lambda(lambda x: __import__("test_faults").leave_a_trace(x), name="code")  # where it runs, it has no globals
+
+
+def code():
+    """Returns the config of a function with its code, as a hostile file would carry it."""
+    with pytest.warns(UserWarning, match="lambda"):
+        return keras.saving.serialize_keras_object(CODE.function)
+
+
+def lambda_layer():
+    return {"module": "keras.layers", "class_name": "Lambda", "config": CODE.get_config()}
+
+
+def conv_with(**options):
+    config = {**layers.Conv2D(1, 3, name="first").get_config(), **options}
+    return {"module": "keras.layers", "class_name": "Conv2D", "config": config}
+
+
+def tied(layer, pattern="mirror"):
+    config = {"layer": layer, "pattern": {"kernel": pattern}, "name": "first"}
+    return {"registered_name": "kernel_tying>Tied", "class_name": "Tied", "module": None, "config": config}
+
+
+def ours(name, **config):
+    return {"registered_name": f"kernel_tying>{name}", "class_name": name, "module": None, "config": config}
+
+
+def constrained(then):
+    return conv_with(kernel_constraint=ours("TiedConstraint", pattern="mirror", then=then))
+
+
+def initialized(initializer):
+    return conv_with(kernel_initializer=ours("TiedInitializer", pattern="mirror", initializer=initializer))
+
+
+SYSTEM = {"class_name": "function", "config": "system", "module": "os", "registered_name": "system"}
+POPEN = {"class_name": "Popen", "config": {"args": "true"}, "module": "subprocess", "registered_name": None}
+UNSAFE = "safe_mode=False"
+NO_CONSTRAINT, NO_INITIALIZER = (f"Could not interpret {kind} identifier" for kind in ("constraint", "initializer"))
+HOSTILE_LAYERS = {
+    "a Lambda that is tied": (lambda: tied(lambda_layer()), UNSAFE),
+    "code that is tied": (lambda: tied(code()), UNSAFE),
+    "a class of the system that is tied": (lambda: tied(POPEN), "Could not locate class 'Popen'"),
+    "a family that is code": (lambda: tied(conv_with(), code()), "The config of a TyingPattern"),
+    "a family that is a function of the system": (lambda: tied(conv_with(), "system"), "name of a family"),
+    "a constraint composed with code": (lambda: constrained(code()), NO_CONSTRAINT),
+    "a constraint composed with a function of the system": (lambda: constrained(SYSTEM), NO_CONSTRAINT),
+    "a constraint composed with a class of the system": (lambda: constrained(POPEN), NO_CONSTRAINT),
+    "an initializer that is code": (lambda: initialized(code()), NO_INITIALIZER),
+    "an initializer that is a function of the system": (lambda: initialized(SYSTEM), NO_INITIALIZER),
+    "an initializer that is a class of the system": (lambda: initialized(POPEN), NO_INITIALIZER),
+}
+
+
+def model_of(layer):
+    inputs = {"module": "keras.layers", "class_name": "InputLayer", "config": {"batch_shape": [None, 5, 5, 1], "name": "image"}}
+    config = {"name": "hostile", "layers": [inputs, layer]}
+    return {"module": "keras", "class_name": "Sequential", "config": config}
+
+
+def file_of(layer, folder):
+    """Returns the path of a `.keras` file with a model of one layer, of which the config is given."""
+    convolution = layers.Conv2D(1, 3, name="first")
+    saved = kt.Tied(convolution, "mirror") if layer["class_name"] == "Tied" else convolution
+    keras.Sequential([keras.Input((5, 5, 1)), saved]).save(folder / "saved.keras")
+    with zipfile.ZipFile(folder / "saved.keras") as source, zipfile.ZipFile(folder / "hostile.keras", "w") as hostile:
+        for name in source.namelist():
+            hostile.writestr(name, json.dumps(model_of(layer)) if name == "config.json" else source.read(name))
+    return folder / "hostile.keras"
+
+
+def test_code_in_a_file_runs_in_unsafe_mode(tmp_path):
+    leave_a_trace.is_run = False
+
+    with contextlib.suppress(ValueError):
+        keras.saving.load_model(file_of(lambda_layer(), tmp_path), safe_mode=False)
+
+    assert leave_a_trace.is_run
+
+
+@pytest.mark.parametrize("layer", [tied(conv_with()), constrained("non_neg"), initialized("zeros")])
+def test_files_of_the_same_form_without_code_load(layer, tmp_path):
+    assert keras.saving.load_model(file_of(layer, tmp_path)).get_layer("first").built
+
+
+def causes(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(("layer", "message"), HOSTILE_LAYERS.values(), ids=HOSTILE_LAYERS)
+def test_no_code_in_a_file_runs_through_our_classes(layer, message, tmp_path):
+    leave_a_trace.is_run = False
+
+    with pytest.raises((TypeError, ValueError)) as refused:
+        keras.saving.load_model(file_of(layer(), tmp_path))
+
+    assert any(message in str(error) for error in causes(refused.value))
+    assert not leave_a_trace.is_run
