@@ -141,11 +141,12 @@ def test_tied_layers_refuse_lora_and_quantization(change):
     assert_trains_like_a_twin(tied, tied_by_parameterization)
 
 
-def test_constrained_layers_refuse_lora():
+@pytest.mark.parametrize("change", [lambda layer: layer.enable_lora(1), lambda layer: layer.quantize("int8")])
+def test_constrained_layers_refuse_lora_and_quantization(change):
     tied = make(tied_by_constraint)
 
-    with pytest.raises(ValueError, match="incompatible with kernel constraints"):
-        tied.get_layer("first").enable_lora(1)
+    with pytest.raises(TyingError, match=r"'first'.*strip_tying"):
+        change(tied.get_layer("first"))
 
     assert kt.tying_error(tied) == 0.0
 
