@@ -1,5 +1,6 @@
 """Laws of training: every optimizer of Keras steps tied kernels as it steps plain variables, through an explicit `B`."""
 
+import contextlib
 import functools
 import inspect
 
@@ -292,3 +293,25 @@ def test_weight_decay_passes_over_what_is_excluded_by_the_name_of_the_stock_vari
     decay = {"kernel": 1.0, "bias": 1.0, names[0]: 0.0}
     np.testing.assert_allclose(array(layer.kernel), before * (1 - 0.25 * decay["kernel"]), rtol=1e-6)
     np.testing.assert_allclose(array(layer.bias), PROBLEM.bias * (1 - 0.25 * decay["bias"]), rtol=1e-6)
+
+
+def forgets_weights(optimizer):
+    """Returns whether an optimizer that `fit` builds takes a stock layer's kernel of ones to about zero in a tiny step."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, kernel_initializer="ones")])
+    model.compile(optimizer, "mse", jit_compile=False)
+    model.fit(np.ones((2, 2)), np.zeros((2, 2)), verbose=0)
+    return bool(np.abs(array(model.layers[0].kernel)).max() < 0.1)
+
+
+def test_schedule_free_adamw_built_in_a_compiled_step_forgets_stock_weights_on_tensorflow_alone():
+    assert forgets_weights(optimizers.ScheduleFreeAdamW(1e-3)) == (keras.backend.backend() == "tensorflow")
+
+
+def test_loss_scaling_by_hand_is_stateless_on_jax_alone():
+    optimizer, variable = optimizers.LossScaleOptimizer(optimizers.SGD(0.1)), keras.Variable([1.0])
+    is_jax = keras.backend.backend() == "jax"
+
+    with pytest.raises(Exception, match="leaked") if is_jax else contextlib.nullcontext():
+        optimizer.apply([ops.ones((1,))], [variable])
+
+    assert optimizer.built
