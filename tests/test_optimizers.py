@@ -67,10 +67,17 @@ OPTIONS = {
     "overwriting averages": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
     "several options": {"clipnorm": 0.5, "weight_decay": 0.1, "gradient_accumulation_steps": 2},
 }
+
+
+def nested(**options):
+    return optimizers.LossScaleOptimizer(several(**options), initial_scale=8.0)
+
+
 MAKERS = {
     **{cls.__name__: make for cls, make in OPTIMIZERS.items()},
     "momentum": functools.partial(plain(optimizers.SGD), momentum=0.9, nesterov=True),
-    "nested": lambda **options: optimizers.LossScaleOptimizer(several(**options), initial_scale=8.0),
+    "nested": nested,
+    "nested averages": functools.partial(nested, **OPTIONS["averages"]),
     **{name: functools.partial(plain(optimizers.SGD), **options) for name, options in OPTIONS.items()},
     "scheduled": lambda **options: optimizers.SGD(optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), **options),
 }
