@@ -1,10 +1,25 @@
+import importlib
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-SLOW_TO_DRAW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("dev", max_examples=15, deadline=None, derandomize=True, suppress_health_check=SLOW_TO_DRAW)
-settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=SLOW_TO_DRAW)
+import keras
+
+ONE_BACKEND_ALONE = {f"test_{name}.py" for name in ("tensorflow", "jax", "torch")}
+collect_ignore = sorted(ONE_BACKEND_ALONE - {f"test_{keras.backend.backend()}.py"})
+
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+EXAMPLES = 5 if keras.backend.backend() == "jax" else 15  # JAX compiles each operation anew for each shape
+settings.register_profile("dev", max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=SUPPRESSED)
+settings.register_profile("thorough", max_examples=300, deadline=None, suppress_health_check=SUPPRESSED)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+
+@pytest.fixture
+def double_precision():
+    """Lets the backend compute in float64: JAX does so on request alone."""
+    with importlib.import_module(f"backends.{keras.backend.backend()}").double_precision():
+        yield

@@ -11,6 +11,7 @@ from keras import layers
 import kernel_tying as kt
 
 IMAGE = (6, 6, 2)
+# Dropout layers below have seeds: on torch those without draw from one generator for the whole process.
 
 
 def conv(name="conv", filters=2, **options):
@@ -27,7 +28,7 @@ def sequential():
             keras.Input(IMAGE),
             conv("first", activation="relu"),
             layers.BatchNormalization(name="norm"),
-            layers.Dropout(0.5, name="drop"),
+            layers.Dropout(0.5, seed=1, name="drop"),
             conv("second", 3),
             layers.GlobalAveragePooling2D(name="pool"),
         ],
@@ -37,7 +38,7 @@ def sequential():
 
 def skip():
     x = keras.Input(IMAGE, name="image")
-    h = layers.Dropout(0.3, name="drop")(layers.BatchNormalization(name="norm")(conv("first")(x)))
+    h = layers.Dropout(0.3, seed=2, name="drop")(layers.BatchNormalization(name="norm")(conv("first")(x)))
     return keras.Model(x, head(keras.ops.relu(h + x)), name="skip")
 
 
@@ -89,7 +90,7 @@ class Subclassed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.first, self.second = (layers.Conv2D(2, 3, padding="same") for _ in range(2))
-        self.norm, self.drop = layers.BatchNormalization(), layers.Dropout(0.5)
+        self.norm, self.drop = layers.BatchNormalization(), layers.Dropout(0.5, seed=3)
         self.pool, self.head = layers.GlobalAveragePooling2D(), layers.Dense(3)
 
     def call(self, inputs, training=None):

@@ -9,9 +9,9 @@ import kernel_tying as kt
 from kernel_tying.algebra import relative_distance
 from kernel_tying.testing import dense_basis, kernels, patterns, tied_problems
 
-FREE_AXES_IN_THE_MIDDLE = [(3, 1, 2), (1, 3, 2), (2, 1, 1, 3), (3, 3, 1, 4), (1, 1, 2, 2)]
 pytestmark = pytest.mark.usefixtures("double_precision")
 
+FREE_AXES_IN_THE_MIDDLE = [(3, 1, 2), (1, 3, 2), (2, 1, 1, 3), (3, 3, 1, 4), (1, 1, 2, 2)]
 LOW_PRECISION = ["float16", "bfloat16"]
 LARGE_GROUPS = {
     "question": kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII"),

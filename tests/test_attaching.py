@@ -1,10 +1,12 @@
 """What attaching and stripping do at the edges: objects of this package that users wrote themselves, second calls, names."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 from helpers import array, raises_tying_error
-from keras import layers
+from keras import layers, ops
 from models import MODES, images, make, sequential, skip, subclassed, tie
 
 import kernel_tying as kt
@@ -229,7 +231,7 @@ class Convolution(layers.Layer):
         )
 
     def call(self, inputs):
-        return keras.ops.conv(inputs, self.kernel)
+        return ops.conv(inputs, self.kernel)
 
 
 @in_both_modes
@@ -254,16 +256,30 @@ def test_a_kernel_that_another_layer_keeps_too_is_not_replaced():
     assert [id(weight) for weight in model.weights] == weights
 
 
+class Lookup(layers.Layer):
+    """A layer whose table is an asset, as the table of IntegerLookup is: neither weights nor config hold it."""
+
+    table = (0, 0, 0)
+
+    def call(self, inputs):
+        return ops.take(np.array(self.table), inputs)
+
+    def save_assets(self, path):
+        np.save(pathlib.Path(path, "table.npy"), self.table)
+
+    def load_assets(self, path):
+        self.table = np.load(pathlib.Path(path, "table.npy"))
+
+
 def test_a_rebuilt_model_keeps_its_lookup_tables():
-    lookup = layers.IntegerLookup(output_mode="one_hot")
-    lookup.adapt([[7], [8]])
-    numbers, inputs = keras.Input((1,), dtype="int64"), keras.Input((9, 9, 2))
+    lookup = Lookup()
+    lookup.table = (7, 8, 9)
+    numbers, inputs = keras.Input((1,), dtype="int32"), keras.Input((9, 9, 2))
     model = keras.Model([numbers, inputs], [lookup(numbers), layers.Conv2D(2, 3)(inputs)])
-    data = [np.array([[8]]), np.ones((1, 9, 9, 2), "float32")]
 
     tied = kt.apply_tying(model, "mirror", mode="parameterization")
 
-    np.testing.assert_array_equal(array(tied(data)[0]), array(model(data)[0]))
+    assert array(tied([np.array([[1]]), np.ones((1, 9, 9, 2), "float32")])[0]).tolist() == [[8]]
 
 
 def test_a_layer_with_an_unregistered_function_is_refused():

@@ -5,7 +5,6 @@ import contextlib
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import array, dense_adjoint, dense_expand, dense_project, gradients, train_step
 from keras import layers, ops, optimizers
 from keras.callbacks import Callback, EarlyStopping, ModelCheckpoint, SwapEMAWeights
@@ -86,9 +85,8 @@ def test_callback_projects_the_average_that_keras_would_write(optimizer):
     np.testing.assert_allclose(tied, dense_project(untied, PATTERN), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_moving_averages_stay_tied_in_compiled_steps(jit_compile):
-    model = fit(averaged_model(run_eagerly=False, jit_compile=jit_compile), [kt.KeepTied(), SwapEMAWeights()])
+def test_moving_averages_stay_tied_in_compiled_steps():
+    model = fit(averaged_model(run_eagerly=False), [kt.KeepTied(), SwapEMAWeights()])
 
     assert kt.tying_error(model) == 0.0
 
@@ -258,7 +256,7 @@ RATE = 0.1
 
 
 def loss_of(model):
-    return ops.mean(ops.square(model(IMAGES) - TARGETS))
+    return ops.mean(keras.losses.mean_squared_error(TARGETS, model(IMAGES)))
 
 
 def expected_kernels(mode, steps):
@@ -267,7 +265,7 @@ def expected_kernels(mode, steps):
     kernel, bias = model.trainable_variables
     for _ in range(steps):
         kernel_gradient, bias_gradient = gradients(lambda: loss_of(model), [kernel, bias])
-        bias.assign_sub(RATE * bias_gradient)
+        bias.assign(array(bias) - RATE * bias_gradient)
         if mode == "parameterization":
             kernel_gradient = through_b(kernel_gradient)
         kernel.assign(dense_project(array(kernel) - RATE * kernel_gradient, PATTERN))
@@ -279,17 +277,15 @@ def through_b(kernel_gradient):
     return dense_expand(dense_adjoint(kernel_gradient, PATTERN), PATTERN)
 
 
-@pytest.mark.parametrize("compiled", [None, {"jit_compile": False}, {"jit_compile": True}], ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_training_loop_by_hand_takes_the_tied_steps(mode, compiled):
+def test_training_loop_by_hand_takes_the_tied_steps(mode):
     model, optimizer = kt.apply_tying(stock_model(), PATTERN, mode=mode), optimizers.SGD(RATE)
     optimizer.build(model.trainable_variables)
 
     def step():
         train_step(lambda: loss_of(model), model.trainable_variables, optimizer)
 
-    run = step if compiled is None else tf.function(step, **compiled)
-    kernels, errors = zip(*(step_and_look(run, model) for _ in range(3)), strict=True)
+    kernels, errors = zip(*(step_and_look(step, model) for _ in range(3)), strict=True)
 
     assert set(errors) == {0.0}
     np.testing.assert_allclose(kernels, list(expected_kernels(mode, 3)), rtol=1e-4, atol=1e-5)

@@ -75,6 +75,7 @@ def test_name_is_resolved_for_the_spatial_size_of_the_kernel(shape):
     np.testing.assert_array_equal(kernel, np.flip(kernel, len(shape) - 3))
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_initial_kernel_has_the_dtype_asked_for(dtype):
     assert array(kt.TiedInitializer("mirror")((3, 1, 1), dtype=dtype)).dtype == dtype

@@ -3,8 +3,7 @@ import json
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from helpers import array
+from helpers import array, train_step
 from keras import layers
 from models import (
     DESCRIBED,
@@ -87,9 +86,10 @@ def test_a_model_stays_tied_through_a_training_step_written_by_hand(mode):
     tied = tie(make(skip), mode)
     optimizer = keras.optimizers.Adam(0.1)
 
-    with tf.GradientTape() as tape:
-        loss = keras.ops.mean(keras.ops.square(tied(images(tied), training=True) - targets(tied)))
-    optimizer.apply(tape.gradient(loss, tied.trainable_variables), tied.trainable_variables)
+    def loss():
+        return keras.ops.mean(keras.losses.mean_squared_error(targets(tied), tied(images(tied), training=True)))
+
+    train_step(loss, tied.trainable_variables, optimizer)
 
     assert_tied(tied)
 
@@ -327,7 +327,7 @@ class TestCompilation:
 
         optimizer = tie(model, mode).optimizer
 
-        assert type(optimizer) is keras.optimizers.Nadam
+        assert type(optimizer) is type(model.optimizer)
         assert optimizer.get_config() == model.optimizer.get_config()
         np.testing.assert_allclose(optimizer.learning_rate, 0.1 * 0.5**3)
 
@@ -376,7 +376,7 @@ class TestCompilation:
         options = {"loss": {"one": "mse", "two": "mae"}, "loss_weights": {"one": 0.5, "two": 2.0}}
         tied = tie(make(multiple, compiled=True, **options), mode)
 
-        outputs, expected = tied(images(tied)), targets(tied)
+        outputs, expected = [array(one) for one in tied(images(tied))], targets(tied)
         loss = tied.evaluate(images(tied), dict(zip(["one", "two"], expected, strict=True)), verbose=0)
 
         one, two = np.square(outputs[0] - expected[0]).mean(), np.abs(outputs[1] - expected[1]).mean()
@@ -400,7 +400,7 @@ class TestCompilation:
         train(tied)
 
         optimizers = list(inner_optimizers(tied.optimizer))
-        assert [type(one) for one in optimizers] == [keras.optimizers.LossScaleOptimizer] * is_scaled + [keras.optimizers.SGD]
+        assert [type(one).__name__ for one in optimizers] == ["LossScaleOptimizer"] * is_scaled + ["SGD"]
         assert optimizers[-1].iterations == 2
         assert_tied(tied)
 
@@ -415,8 +415,8 @@ class TestCompilation:
         assert tied.steps_per_execution == 2
 
     @in_both_modes
-    def test_a_jit_compiled_model_stays_tied(self, mode):
-        tied = tie(make(sequential, compiled=True, run_eagerly=False, jit_compile=True), mode)
+    def test_a_model_that_is_compiled_by_default_stays_tied(self, mode):
+        tied = tie(make(sequential, compiled=True, run_eagerly=False, jit_compile="auto"), mode)
 
         train(tied)
 

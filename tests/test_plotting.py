@@ -42,7 +42,7 @@ def test_plot_pattern_refuses_three_tied_axes():
 
 @pytest.mark.parametrize("shape", [(5, 3, 4), (3, 3, 2, 1), (3, 5, 2, 6)])
 def test_plot_kernels_shows_the_first_slices_in_one_scale(shape):
-    kernel = np.random.default_rng(0).normal(size=shape)
+    kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
 
     figure = plotting.plot_kernels(kernel, count=5)
 

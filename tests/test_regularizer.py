@@ -59,7 +59,7 @@ def test_penalty_of_a_stock_layer_is_among_its_losses():
 
     (loss,) = layer.losses
 
-    np.testing.assert_allclose(loss, 0.5 * np.sum((kernel - np.flip(kernel, 1)) ** 2) / 4, rtol=1e-5)
+    np.testing.assert_allclose(array(loss), 0.5 * np.sum((kernel - np.flip(kernel, 1)) ** 2) / 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SERIALIZABLE)

@@ -9,7 +9,6 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import array
 from keras import layers
 from models import (
@@ -341,27 +340,3 @@ def test_a_stripped_model_loads_without_kernel_tying(tmp_path):
 
     for name, expected in outputs.items():
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected, err_msg=name)
-
-
-@in_all_variants
-@pytest.mark.parametrize("builder", [skip, subclassed])
-def test_an_exported_model_computes_the_same(builder, variant, tmp_path):
-    tied = tie(make(builder), **VARIANTS[variant])
-    tied.export(tmp_path / "exported", verbose=False)
-
-    exported = tf.saved_model.load(tmp_path / "exported")
-
-    np.testing.assert_allclose(exported.serve(images(tied)), array(tied(images(tied))), rtol=1e-5, atol=1e-6)
-
-
-@in_all_variants
-def test_tensorflow_finds_the_weights_by_attribute(variant, tmp_path):
-    tied = tie(make(skip), **VARIANTS[variant])
-    weights = tied.get_weights()
-    checkpoint = tf.train.Checkpoint(tied)
-    file = checkpoint.save(tmp_path / "checkpoint")
-    tied.set_weights([np.zeros_like(weight) for weight in weights])
-
-    checkpoint.restore(file)
-
-    np.testing.assert_equal(tied.get_weights(), weights)

@@ -1,5 +1,9 @@
+import functools
+
 import jax
 import keras
+
+double_precision = functools.partial(jax.enable_x64, True)
 
 
 def raw_gradients(loss, variables):
