@@ -51,7 +51,7 @@ def expand(free: Tensor, pattern: TyingPattern) -> Tensor:
     # Two axes before `take`: on TensorFlow the gradient of a bare `take` of a variable is sparse with repeated rows,
     # with which Adam and others take wrong steps; behind a reshape it is dense (pinned by a test).
     rows = _tied_axes_first(free, pattern, (pattern.num_free, -1))
-    values = ops.take(rows, np.maximum(pattern.labels, 0).ravel(), axis=0)
+    values = _rows(rows, np.maximum(pattern.labels, 0).ravel())
     signs = pattern.signs.reshape(-1, 1)
     if (signs < 0).any():
         values = ops.where(signs < 0, ops.negative(values), values)
@@ -92,7 +92,7 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     rows = ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
     labels, members = zip(*pattern.groups_by_size, strict=True)
     means = [_mean_of_equal_groups(rows, positions, pattern.signs.ravel()[positions]) for positions in members]
-    in_order = means[0] if len(means) == 1 else ops.take(ops.concatenate(means), np.argsort(np.concatenate(labels)), axis=0)
+    in_order = means[0] if len(means) == 1 else _rows(ops.concatenate(means), np.argsort(np.concatenate(labels)))
     return _tied_axes_back(ops.cast(in_order, dtype), pattern, shape)
 
 
@@ -206,9 +206,15 @@ def _tied_axes_back(matrix: Tensor, pattern: TyingPattern, shape: tuple[int, ...
     return tensor if order == sorted(order) else ops.transpose(tensor, np.argsort(order).tolist())
 
 
+def _rows(matrix: Tensor, indices: np.ndarray) -> Tensor:
+    """Returns rows of `matrix`."""
+    # The dtype is given because Keras makes floats of NumPy's integers on JAX where `keras.config.floatx()` is bfloat16.
+    return ops.take(matrix, ops.convert_to_tensor(indices, dtype="int32"), axis=0)
+
+
 def _mean_of_equal_groups(rows: Tensor, members: np.ndarray, signs: np.ndarray) -> Tensor:
     """Returns the signed mean over each group of rows, for `(g, n)` members a matrix of `g` rows."""
-    groups = ops.reshape(ops.take(rows, members.ravel(), axis=0), (*members.shape, -1))
+    groups = ops.reshape(_rows(rows, members.ravel()), (*members.shape, -1))
     if (signs < 0).any():
         groups = ops.where(signs[..., None] < 0, ops.negative(groups), groups)
     anchor = groups[:, 0]

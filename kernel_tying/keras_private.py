@@ -183,10 +183,26 @@ def copy_lambda(layer: keras.layers.Lambda) -> keras.layers.Lambda:
 
 
 class TransparentWrapper(keras.layers.Wrapper):
-    """A wrapper that leaves no trace in the paths of variables: the layer inside is named as if it stood alone."""
+    """A wrapper that leaves no trace in the paths of variables: the layer inside is named as if it stood alone.
+
+    Path and dtype policy are those of the layer inside, whenever they are set.
+    """
 
     def _open_name_scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
+
+    @property
+    def path(self) -> str | None:
+        return self.layer.path  # by it a map of dtype policies is asked; else opening the name scope sets it
+
+    @property
+    def dtype_policy(self) -> Any:
+        return super().dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, value: Any) -> None:
+        keras.Layer.dtype_policy.fset(self, value)
+        self.layer.dtype_policy = value
 
 
 def is_functional(model: keras.Layer) -> bool:

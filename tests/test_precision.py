@@ -107,10 +107,6 @@ def assert_close(values, expected, dtype, units):
     np.testing.assert_allclose(values, expected, rtol=0, atol=units * eps * np.abs(expected).max())
 
 
-TIED_LAYERS_KEEP_THEIR_POLICY = pytest.mark.xfail(reason="`Tied` does not pass its path and a new dtype policy on", strict=True)
-every_way_of_the_stock_layer = pytest.mark.parametrize(
-    "way", [way if way == "constraint" else pytest.param(way, marks=TIED_LAYERS_KEEP_THEIR_POLICY) for way in WAYS]
-)
 by_hand_and_in_fit = pytest.mark.parametrize("run", [step_and_look, fit_and_look])
 
 
@@ -224,7 +220,7 @@ def test_a_loss_scale_that_overflows_skips_steps_until_it_fits(run):
         assert_tied(kernels)
 
 
-@every_way_of_the_stock_layer
+@in_every_way
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_dtype_policy_that_is_set_later_is_that_of_the_stock_layer(policy, way):
     problem = problem_in("float32")
@@ -240,7 +236,7 @@ def test_a_dtype_policy_that_is_set_later_is_that_of_the_stock_layer(policy, way
     np.testing.assert_array_equal(array(tied(problem.inputs)), array(stock(problem.inputs)))
 
 
-@every_way_of_the_stock_layer
+@in_every_way
 def test_a_map_of_dtype_policies_finds_a_tied_layer_by_the_path_of_the_stock_layer(way):
     policies = keras.dtype_policies.DTypePolicyMap("float32")  # without a default, its config forgets the policies
     policies[way] = keras.DTypePolicy("mixed_float16")
@@ -265,11 +261,7 @@ def floatx(request):
     keras.config.set_dtype_policy(before[1])
 
 
-IS_JAX = keras.backend.backend() == "jax"
-INDICES_BECOME_FLOATS = pytest.mark.xfail(IS_JAX, reason="JAX makes floats of integers where floatx is bfloat16", strict=True)
-in_every_floatx = pytest.mark.parametrize(
-    "floatx", ["float64", "float16", pytest.param("bfloat16", marks=INDICES_BECOME_FLOATS)], indirect=True
-)
+in_every_floatx = pytest.mark.parametrize("floatx", ["float64", "float16", "bfloat16"], indirect=True)
 
 
 @in_every_way
