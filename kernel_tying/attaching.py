@@ -12,17 +12,10 @@ from kernel_tying import keras_private, notes
 from kernel_tying.algebra import Tensor, project, relative_distance
 from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
+from kernel_tying.guards import guard, restore_methods
 from kernel_tying.initializer import untied
 from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint, tied_initializer
-from kernel_tying.parameterization import (
-    REFUSED_METHODS,
-    Tied,
-    deparameterize,
-    override_methods,
-    parameterize,
-    restore_methods,
-    views,
-)
+from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Plan
 from kernel_tying.rebuilding import blank, rebuild, recompile
@@ -36,7 +29,7 @@ def constrain(root: keras.Layer, plan: Plan, init: str) -> keras.Layer:
         notes.clear(site.layer)
         for name, pattern in patterns.items():
             _attach_constraint(site.layer, name, pattern, init)
-        override_methods(site.layer, REFUSED_METHODS)
+        guard(site.layer)
     drop_traced_functions(root)
     return root
 
@@ -84,6 +77,7 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
     for site, _ in plan.ties:
         stock = {name: getattr(site.layer, name) for name in views(by_path[site.path])}
         _start(by_path[site.path], stock, init)
+    keras_private.list_parameters_anew(tied_root)
     return tied_root
 
 
@@ -95,6 +89,7 @@ def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str
         stock = {name: getattr(site.layer, name) for name in patterns}
         parameterize(site.layer, patterns, scaling)
         _start(site.layer, stock, init)
+    keras_private.list_parameters_anew(root)
     recompile_in_place(root, before)
     drop_traced_functions(root)
     return root

@@ -7,8 +7,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, average, expand, root_group_sizes
 from kernel_tying.errors import check_config
+from kernel_tying.guards import guard
 from kernel_tying.identifiers import (
     Identifier,
     deserialize_pattern,
@@ -47,6 +49,9 @@ class TiedInitializer(keras.initializers.Initializer):
         self.initializer = resolve_object("initializer", keras.initializers.get, initializer)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
+        layer = keras_private.weight_adder()
+        if layer is not None:  # the one moment at which we see a layer that Keras makes from a file
+            guard(layer)
         pattern = pattern_for(self.pattern, tuple(shape))
         draw = self.initializer or keras.initializers.GlorotUniform()
         mean = average(draw(shape, dtype=dtype), pattern)

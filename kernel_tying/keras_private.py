@@ -15,6 +15,7 @@ from keras import ops
 from kernel_tying.algebra import Tensor
 from kernel_tying.errors import TyingError
 
+_global_state: Any = sys.modules["keras.src.backend.common.global_state"]
 # The cell of ConvLSTM1D/2D/3D is not exported; it stands in the module of their base class.
 ConvLSTMCell: type[keras.Layer] = sys.modules[keras.layers.ConvLSTM2D.__base__.__module__].ConvLSTMCell
 
@@ -144,6 +145,14 @@ def replace_variable(layer: keras.Layer, old: keras.Variable, new: keras.Variabl
     new.trainable = trainable
 
 
+def list_parameters_anew(root: keras.Layer) -> None:
+    """Makes torch find the variables that are there now: a layer lists its parameters, inner layers' too, when it is built."""
+    for layer in all_layers(root):
+        for module in list(layer.modules()) if hasattr(layer, "modules") else ():
+            if hasattr(module, "_torch_params"):
+                module._track_variables()
+
+
 def attribute_of(layer: keras.Layer, variable: keras.Variable) -> str:
     """Returns the name of the attribute in which `layer` keeps `variable`, such as `_kernel` behind a property `kernel`."""
     return next(name for name, value in vars(layer).items() if value is variable)
@@ -152,6 +161,13 @@ def attribute_of(layer: keras.Layer, variable: keras.Variable) -> str:
 def forget_attribute(layer: keras.Layer, name: str) -> None:
     """Removes an attribute, and makes the backend forget what it tracks under that name."""
     super(keras.Layer, layer).__delattr__(name)  # past `keras.Layer.__delattr__`, which collects garbage: 0.1 s a layer
+
+
+def weight_adder() -> keras.Layer | None:
+    """Returns the layer that is adding a weight, and whose initializer is called, just now; or None."""
+    scopes: Any = _global_state.get_global_attribute("name_scope_stack")
+    caller = scopes[-1].caller if scopes else None
+    return caller if isinstance(caller, keras.Layer) else None
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:

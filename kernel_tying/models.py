@@ -137,6 +137,7 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
     before, optimizer = root.variables, getattr(model_or_layer, "optimizer", None)
     is_swapped = [strip_in_place(site.layer) for site in find_sites(root)]
     if any(is_swapped):
+        keras_private.list_parameters_anew(root)
         recompile_in_place(root, before)
     drop_traced_functions(root)
     if (wrapped or any(is_swapped)) and _needs_compile(root, optimizer):
@@ -145,7 +146,7 @@ def strip_tying(model_or_layer: keras.Layer) -> keras.Layer:
 
 
 def project_kernels(model_or_layer: keras.Layer) -> None:
-    """Projects every kernel in constraint mode now: after `set_weights`, `load_weights`, or your own training step.
+    """Projects every kernel in constraint mode now: after `set_weights`, `kernel.assign`, or your own training step.
 
     Raises:
         TyingError: nothing is tied.

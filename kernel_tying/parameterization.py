@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import keras
 from keras import ops
+from keras.saving import deserialize_keras_object as deserialize
 
 from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, average, averaging_dtype, expand, free_shape, root_group_sizes
-from kernel_tying.errors import TyingError, check_choice
-from kernel_tying.identifiers import deserialize_pattern, serialize_pattern
+from kernel_tying.errors import TyingError, abbreviate, check_choice
+from kernel_tying.guards import REFUSED_METHODS, override_methods, refuse, restore_methods
+from kernel_tying.identifiers import deserialize_pattern, resolve_object, serialize_pattern
 from kernel_tying.kernels import (
     LayerTying,
     get_companion,
@@ -27,7 +29,6 @@ from kernel_tying.pattern import TyingPattern
 
 SCALINGS = ("values", "orthonormal")
 CONVOLUTIONS = ("auto", "kernel", "group_sums")
-_STOCK_METHODS = "_stock_methods"
 
 
 class KernelView(keras_private.VariableView):
@@ -114,29 +115,8 @@ def deparameterize(layer: keras.Layer) -> None:
     restore_methods(layer)
 
 
-def override_methods(layer: keras.Layer, methods: Mapping[str, Callable[..., None]]) -> None:
-    """Gives `layer` methods of its own, functions of the layer and the arguments, in the place of those of its class."""
-    # Keras sets some methods on the instance itself, so what was there is kept.
-    vars(layer)[_STOCK_METHODS] = {name: vars(layer).get(name) for name in methods}
-    vars(layer).update({name: partial(method, layer) for name, method in methods.items()})
-
-
-def restore_methods(layer: keras.Layer) -> None:
-    """Undoes `override_methods`, if it was called."""
-    for name, method in vars(layer).pop(_STOCK_METHODS, {}).items():
-        del vars(layer)[name]
-        vars(layer).update({name: method} if method else {})
-
-
 def _free_attribute(kernel_name: str) -> str:
     return f"free_{kernel_name}"
-
-
-def _refuse(layer: keras.Layer, *_: Any, **__: Any) -> None:
-    raise TyingError(
-        "LoRA and quantization change the kernel variable, and tying does too. "
-        f"Received a call for layer {layer.name!r}, which is tied. Call `strip_tying` first."
-    )
 
 
 def _save(layer: keras.Layer, store: Any) -> None:
@@ -183,7 +163,6 @@ def _key(index: int, scaling: str) -> str:
 
 
 _FILE_METHODS = {"save_own_variables": _save, "load_own_variables": _load}
-REFUSED_METHODS = {"enable_lora": _refuse, "quantize": _refuse}
 
 
 @contextlib.contextmanager
@@ -239,7 +218,7 @@ class Tied(keras_private.TransparentWrapper):
         check_options(scaling, convolution)
         if not isinstance(layer, keras.Layer):
             raise TyingError(
-                f"`Tied` wraps a Keras layer. Received {layer!r:.200}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror')."
+                f"`Tied` wraps a Keras layer. Received {abbreviate(layer)}. Example: Tied(keras.layers.Conv2D(8, 5), 'mirror')."
             )
         if isinstance(layer, Tied) or views(layer) or any(tied_constraint(layer, name) for name in kernel_names(layer)):
             raise TyingError(f"A layer is tied once. Received layer {layer.name!r}, which is tied. Call `strip_tying` first.")
@@ -308,11 +287,11 @@ class Tied(keras_private.TransparentWrapper):
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `TyingError`: a tied layer takes no LoRA weights."""
-        _refuse(self.layer)
+        refuse(self.layer)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Raises a `TyingError`: a tied layer can't be quantized."""
-        _refuse(self.layer)
+        refuse(self.layer)
 
     def get_config(self) -> dict[str, Any]:
         pattern = {name: serialize_pattern(pattern) for name, pattern in self._patterns.items()}
@@ -322,5 +301,13 @@ class Tied(keras_private.TransparentWrapper):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Tied:
+        if not isinstance(config, dict) or "layer" not in config or not isinstance(config.get("pattern"), dict):
+            raise TyingError(
+                f"The config of a {cls.__name__} layer is a dict with 'layer' and, by kernel name, 'pattern'. "
+                f"Received {abbreviate(config)}. Make one with `get_config()`."
+            )
+        # Keras writes arguments into a config before the constructor sees them, and deeply nested ones break that.
+        check_options(config.get("scaling", "values"), config.get("convolution", "auto"))
         pattern = {name: deserialize_pattern(pattern) for name, pattern in config["pattern"].items()}
-        return super().from_config({**config, "pattern": pattern}, custom_objects)
+        layer = resolve_object("layer", partial(deserialize, custom_objects=custom_objects), config["layer"])
+        return cls(**{**config, "layer": layer, "pattern": pattern})

@@ -12,6 +12,7 @@ from keras import ops
 
 from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
+from kernel_tying.guards import guard
 from kernel_tying.kernels import get_companion, kernel_names, set_companion
 from kernel_tying.parameterization import Tied, stock_store, views
 from kernel_tying.sites import is_rebuildable
@@ -64,6 +65,7 @@ def blank(layer: keras.Layer) -> keras.Layer:
         copy.build_from_config(layer.get_build_config())
     for name, initializer in initializers.items():
         set_companion(copy, name, "initializer", initializer)
+    guard(copy)
     return copy
 
 

@@ -10,6 +10,8 @@ from helpers import array
 from keras import layers
 from models import IMAGE, Preset, Trunk, conv, custom_layer, make, nested_subclass, preset, sequential, skip, subclassed, train
 
+from kernel_tying import keras_private
+
 
 def built(layer=None):
     layer = layer or conv()
@@ -361,3 +363,16 @@ def test_functional_models_keep_their_calls_by_depth():
 
 def test_lambda_layers_keep_their_output_shape():
     assert_has(layers.Lambda(lambda value: value, output_shape=(3,)), "_output_shape", "function", "mask", "arguments")
+
+
+def test_an_initializer_is_called_while_its_layer_is_the_innermost_name_scope():
+    callers = []
+
+    def initializer(shape, dtype=None):
+        callers.append(keras_private.weight_adder())
+        return keras.ops.zeros(shape, dtype)
+
+    layer = built(conv(kernel_initializer=initializer))
+
+    assert callers == [layer], "initializers cannot find out any more which layer they are called for"
+    assert keras_private.weight_adder() is None
