@@ -1,0 +1,131 @@
+"""Exported models compute what Keras computes, in runtimes of other makers."""
+
+import collections
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+from families import FAMILIES, VARIANTS, batch, make
+from keras import layers
+from runtimes import BACKEND, EXPORTED, batch_options, can_export, export, load, load_openvino
+
+import kernel_tying as kt
+
+# Orthonormal free weights make the longest graph, a stripped model the shortest. Some families are here for `LIMITS` alone.
+BRIEFLY = ("channels_first", "transposed_volumes", "looped", "subclassed_with_norm")
+KEEPS_FREE_WEIGHTS = {"tensorflow": {"tf_saved_model"}, "jax": {"tf_saved_model", "onnx"}, "torch": {"torch"}}[BACKEND]
+
+
+def variants(format, family):
+    if family == "planes":
+        return tuple(VARIANTS)
+    return ("orthonormal",) if family in BRIEFLY or format == "torch" else ("orthonormal", "stripped")
+
+
+CASES = [
+    (format, family, variant)
+    for format in EXPORTED
+    for family in FAMILIES
+    if can_export(format, family)
+    for variant in variants(format, family)
+]
+
+
+def assert_computes(function, family, rows):
+    """Compares with stock layers that hold projected kernels, which is what every variant of a family computes."""
+    twin = make(family, "constraint")
+    for count in rows:
+        inputs = batch(twin, count)
+        expected = keras.ops.convert_to_numpy(twin(inputs, training=False))
+        np.testing.assert_allclose(function(inputs), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("int64_constants")
+@pytest.mark.parametrize(("format", "family", "variant"), CASES)
+def test_an_exported_model_computes_what_keras_computes(format, family, variant, tmp_path):
+    model = make(family, variant)
+    model(batch(model, 1))  # Keras wants a model called before it exports some formats
+    options = batch_options(format, batch(model, 3))
+
+    function = load(export(model, format, tmp_path, **options))
+
+    assert_computes(function, family, rows=(3,) if "input_signature" in options else (1, 3))
+
+
+def wide(variant):
+    """Returns a model whose kernel outweighs the rest of its file, 25 positions in nine groups."""
+    x = keras.Input((8, 8, 64), name="image")
+    model = keras.Model(x, layers.Conv2D(64, 5, name="conv")(x))
+    nine_values = kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII")
+    model = kt.apply_tying(model, nine_values, **VARIANTS[variant])
+    if variant == "stripped":
+        model = kt.strip_tying(model)
+    model(batch(model, 1))
+    return model
+
+
+@pytest.mark.usefixtures("int64_constants")
+@pytest.mark.parametrize("format", EXPORTED)
+def test_a_file_holds_the_kernel_or_the_free_weights(format, tmp_path):
+    def size(variant):
+        (tmp_path / variant).mkdir()
+        export(wide(variant), format, tmp_path / variant)
+        return sum(file.stat().st_size for file in (tmp_path / variant).rglob("*") if file.is_file())
+
+    part, whole = size("orthonormal"), size("stripped")
+
+    assert part / whole == pytest.approx(9 / 25 if format in KEEPS_FREE_WEIGHTS else 1, abs=0.11)
+
+
+def test_onnxruntime_leaves_nothing_of_the_tying_to_each_call(tmp_path):
+    import onnx
+    import onnxruntime
+
+    def operations(variant):
+        (tmp_path / variant).mkdir()
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(tmp_path / variant / "optimized.onnx")
+        onnxruntime.InferenceSession(str(export(wide(variant), "onnx", tmp_path / variant)), options)
+        return collections.Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+    assert operations("orthonormal") == operations("stripped")
+
+
+@pytest.mark.parametrize("variant", ["orthonormal", "stripped"])
+def test_openvino_reads_the_onnx_file(variant, tmp_path):
+    model = make("planes", variant)
+    model(batch(model, 1))
+
+    function = load_openvino(export(model, "onnx", tmp_path))
+
+    assert_computes(function, "planes", rows=(1, 3))
+
+
+EXPORT_ON_TENSORFLOW = """
+    import sys
+
+    import keras
+
+    model = keras.saving.load_model(sys.argv[1])
+    model.export(sys.argv[2], format=sys.argv[3], verbose=False)
+    assert "kernel_tying" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(("format", "file"), [("tf_saved_model", "saved_model"), ("litert", "model.tflite")])
+def test_the_keras_file_of_a_stripped_model_exports_on_tensorflow(format, file, tmp_path):
+    model = make("planes", "stripped")
+    model.save(tmp_path / "stripped.keras")
+
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(EXPORT_ON_TENSORFLOW), tmp_path / "stripped.keras", tmp_path / file, format],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        check=True,
+    )
+
+    assert_computes(load(tmp_path / file), "planes", rows=(1, 3))
