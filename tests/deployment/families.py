@@ -169,3 +169,12 @@ def batch(model, rows):
     """Returns inputs of a model."""
     shape = SUBCLASSED_IMAGE if isinstance(model, Subclassed) else model.input_shape[1:]
     return np.random.default_rng(rows).normal(size=(rows, *shape)).astype("float32")
+
+
+def assert_computes(function, family, rows):
+    """Compares with stock layers that hold projected kernels, which is what every variant of a family computes."""
+    twin = make(family, "constraint")
+    for count in rows:
+        inputs = batch(twin, count)
+        expected = keras.ops.convert_to_numpy(twin(inputs, training=False))
+        np.testing.assert_allclose(function(inputs), expected, rtol=0, atol=1e-5)

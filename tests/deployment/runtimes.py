@@ -116,9 +116,9 @@ def export(model, format, folder, **options):
     return path
 
 
-def load(path):
-    """Returns a file's function from arrays to arrays."""
-    return next(one.load for one in FORMATS.values() if one.file == path.name)(path)
+def exported(model, format, folder, **options):
+    """Returns the function from arrays to arrays that a runtime makes of the exported model."""
+    return FORMATS[format].load(export(model, format, folder, **options))
 
 
 def batch_options(format, inputs):

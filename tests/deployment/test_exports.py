@@ -1,22 +1,17 @@
 """Exported models compute what Keras computes, in runtimes of other makers."""
 
 import collections
-import os
-import subprocess
-import sys
-import textwrap
 
 import keras
-import numpy as np
 import pytest
-from families import FAMILIES, VARIANTS, batch, make
+from families import FAMILIES, VARIANTS, assert_computes, batch, make
 from keras import layers
-from runtimes import BACKEND, EXPORTED, batch_options, can_export, export, load, load_openvino
+from runtimes import BACKEND, EXPORTED, batch_options, can_export, export, exported, load_openvino
 
 import kernel_tying as kt
 
-# Orthonormal free weights make the longest graph, a stripped model the shortest. Some families are here for `LIMITS` alone.
-BRIEFLY = ("channels_first", "transposed_volumes", "looped", "subclassed_with_norm")
+# Orthonormal free weights make the longest graph, a stripped model the shortest. Similar families have only the longest.
+BRIEFLY = ("grouped", "channels_first", "transposed_volumes", "looped", "nested", "subclassed_with_norm")
 KEEPS_FREE_WEIGHTS = {"tensorflow": {"tf_saved_model"}, "jax": {"tf_saved_model", "onnx"}, "torch": {"torch"}}[BACKEND]
 
 
@@ -35,15 +30,6 @@ CASES = [
 ]
 
 
-def assert_computes(function, family, rows):
-    """Compares with stock layers that hold projected kernels, which is what every variant of a family computes."""
-    twin = make(family, "constraint")
-    for count in rows:
-        inputs = batch(twin, count)
-        expected = keras.ops.convert_to_numpy(twin(inputs, training=False))
-        np.testing.assert_allclose(function(inputs), expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.usefixtures("int64_constants")
 @pytest.mark.parametrize(("format", "family", "variant"), CASES)
 def test_an_exported_model_computes_what_keras_computes(format, family, variant, tmp_path):
@@ -51,7 +37,7 @@ def test_an_exported_model_computes_what_keras_computes(format, family, variant,
     model(batch(model, 1))  # Keras wants a model called before it exports some formats
     options = batch_options(format, batch(model, 3))
 
-    function = load(export(model, format, tmp_path, **options))
+    function = exported(model, format, tmp_path, **options)
 
     assert_computes(function, family, rows=(3,) if "input_signature" in options else (1, 3))
 
@@ -78,7 +64,7 @@ def test_a_file_holds_the_kernel_or_the_free_weights(format, tmp_path):
 
     part, whole = size("orthonormal"), size("stripped")
 
-    assert part / whole == pytest.approx(9 / 25 if format in KEEPS_FREE_WEIGHTS else 1, abs=0.11)
+    assert part / whole == pytest.approx(9 / 25 if format in KEEPS_FREE_WEIGHTS else 1, abs=0.15)
 
 
 def test_onnxruntime_leaves_nothing_of_the_tying_to_each_call(tmp_path):
@@ -104,28 +90,3 @@ def test_openvino_reads_the_onnx_file(variant, tmp_path):
     function = load_openvino(export(model, "onnx", tmp_path))
 
     assert_computes(function, "planes", rows=(1, 3))
-
-
-EXPORT_ON_TENSORFLOW = """
-    import sys
-
-    import keras
-
-    model = keras.saving.load_model(sys.argv[1])
-    model.export(sys.argv[2], format=sys.argv[3], verbose=False)
-    assert "kernel_tying" not in sys.modules
-"""
-
-
-@pytest.mark.parametrize(("format", "file"), [("tf_saved_model", "saved_model"), ("litert", "model.tflite")])
-def test_the_keras_file_of_a_stripped_model_exports_on_tensorflow(format, file, tmp_path):
-    model = make("planes", "stripped")
-    model.save(tmp_path / "stripped.keras")
-
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EXPORT_ON_TENSORFLOW), tmp_path / "stripped.keras", tmp_path / file, format],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
-        check=True,
-    )
-
-    assert_computes(load(tmp_path / file), "planes", rows=(1, 3))

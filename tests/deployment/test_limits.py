@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import pytest
 from families import batch, make
-from runtimes import BACKEND, LIMITS, batch_options, export, load
+from runtimes import BACKEND, LIMITS, batch_options, export, exported
 
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 HERE = [limit for limit in LIMITS if limit.backend == BACKEND]
@@ -22,7 +22,7 @@ def test_keras_fails_with_stock_and_tied_models_alike(limit, variant, tmp_path):
     inputs = batch(model, 3)
 
     with pytest.raises(Exception, match=re.escape(limit.error)):
-        load(export(model, limit.format, tmp_path, **batch_options(limit.format, inputs)))(inputs)
+        exported(model, limit.format, tmp_path, **batch_options(limit.format, inputs))(inputs)
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids="-".join)

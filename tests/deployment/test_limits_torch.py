@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from families import batch, make
 from keras import ops
-from runtimes import export, load
+from runtimes import export, exported
 from test_limits import with_and_without_tying
 
 
@@ -16,7 +16,7 @@ from test_limits import with_and_without_tying
 def test_litert_has_one_row_if_it_is_not_told(variant, tmp_path):
     model = make("planes", variant)
 
-    function = load(export(model, "litert", tmp_path))
+    function = exported(model, "litert", tmp_path)
 
     with pytest.raises(ValueError, match="Got 3 but expected 1 for dimension 0"):
         function(batch(model, 3))
@@ -26,7 +26,7 @@ def test_litert_has_one_row_if_it_is_not_told(variant, tmp_path):
 def test_torch_has_one_row_if_it_is_not_told(variant, tmp_path):
     model = make("planes", variant)
 
-    function = load(export(model, "torch", tmp_path))
+    function = exported(model, "torch", tmp_path)
 
     with pytest.raises(AssertionError, match=r"Guard failed: args_0.size\(\)\[0\] == 1"):
         function(batch(model, 3))
@@ -47,7 +47,7 @@ def test_onnx_takes_volumes_in_a_fixed_number_of_rows_alone(variant, tmp_path):
     inputs = batch(model, 3)
     signature = [keras.InputSpec(shape=inputs.shape, dtype="float32")]
 
-    function = load(export(model, "onnx", tmp_path, input_signature=signature))
+    function = exported(model, "onnx", tmp_path, input_signature=signature)
 
     np.testing.assert_allclose(function(inputs), ops.convert_to_numpy(model(inputs)), rtol=0, atol=1e-5)
 
