@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from keras import backend, ops
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 from kernel_tying.pattern import TyingPattern
 
 Tensor = Any  # a tensor of the backend, a keras.Variable or an array
@@ -174,7 +174,7 @@ def averaging_dtype(dtype: str) -> str:
 def _check_pattern(pattern: TyingPattern) -> None:
     if not isinstance(pattern, TyingPattern):
         raise TyingError(
-            f"A kernel is tied by a TyingPattern. Received {pattern!r:.200}. `patterns.named(name, size)` makes one."
+            f"A kernel is tied by a TyingPattern. Received {abbreviate(pattern)}. `patterns.named(name, size)` makes one."
         )
 
 

@@ -9,7 +9,7 @@ from typing import cast
 
 import keras
 
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 from kernel_tying.identifiers import validate
 from kernel_tying.kernels import KERNELS, LayerTying, is_matrix_layer, kernel_names, misfit, resolve
 from kernel_tying.pattern import TyingPattern
@@ -68,8 +68,8 @@ def make_plan(root: keras.Layer, patterns: Patterns) -> Plan:
         _check_globs(plan, [key for key in patterns if patterns[key] is not None and key not in keys])
     if not plan.ties:
         raise TyingError(
-            f"A tying must tie some kernel. Received patterns={patterns!r:.200} for {root.name!r}, of which nothing is tied"
-            f"{_reasons(plan)}. Make patterns for the kernel sizes of the model's layers."
+            f"A tying must tie some kernel. Received patterns={abbreviate(patterns)} for {root.name!r}, "
+            f"of which nothing is tied{_reasons(plan)}. Make patterns for the kernel sizes of the model's layers."
         )
     return plan
 
@@ -123,7 +123,7 @@ def _chooser(patterns: Patterns, sites: list[Site]) -> Callable[[Site], _Choice]
         return lambda site: _choice_by_call(patterns, site)
     raise TyingError(
         "`patterns` is a TyingPattern, the name of a family, a dict from layer names, or a callable from layers. "
-        f"Received {patterns!r:.200}. Text notation goes through `TyingPattern.parse`."
+        f"Received {abbreviate(patterns)}. Text notation goes through `TyingPattern.parse`."
     )
 
 

@@ -100,8 +100,17 @@ def _copied(layer: Any, copy_layer: Copier, copies: dict[int, Any]) -> Any:
         return copy_layer(layer) if isinstance(layer, keras.Layer) else fresh(layer)
     if isinstance(layer, keras.layers.Wrapper):
         return _wrapped_anew(layer, _copy(layer.layer, copy_layer, copies))
-    if isinstance(layer, keras.Sequential):
-        return type(layer)([_copy(one, copy_layer, copies) for one in keras_private.sequential_layers(layer)], name=layer.name)
+    copy = _sequential_anew if isinstance(layer, keras.Sequential) else _functional_anew
+    model = copy(layer, copy_layer, copies)
+    model.dtype_policy = layer.dtype_policy  # of the time when it was made
+    return model
+
+
+def _sequential_anew(layer: keras.Sequential, copy_layer: Copier, copies: dict[int, Any]) -> keras.Sequential:
+    return type(layer)([_copy(one, copy_layer, copies) for one in keras_private.sequential_layers(layer)], name=layer.name)
+
+
+def _functional_anew(layer: keras.Model, copy_layer: Copier, copies: dict[int, Any]) -> keras.Model:
     input_layers = {id(one.output): one for one in layer.layers if isinstance(one, keras.layers.InputLayer)}
     inputs = keras.tree.map_structure(lambda tensor: _copy(input_layers[id(tensor)], fresh, copies).output, layer.input)
     outputs = keras_private.call_alike(layer, inputs, lambda one: _copy(one, copy_layer, copies))

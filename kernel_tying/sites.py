@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kernel_tying import keras_private
-from kernel_tying.errors import TyingError
+from kernel_tying.errors import TyingError, abbreviate
 from kernel_tying.identifiers import pattern_for
 from kernel_tying.kernels import kernel_names, kernel_shape, tied_constraint
 from kernel_tying.parameterization import Tied, views
@@ -73,7 +73,9 @@ class TiedKernel:
 def find_sites(root: keras.Layer) -> list[Site]:
     """Returns the sites of a model or layer in the order of the walk, each shared layer once."""
     if not isinstance(root, keras.Layer):
-        raise TyingError(f"Kernels are tied in a Keras model or layer. Received {root!r:.200}. Pass a model, or one layer.")
+        raise TyingError(
+            f"Kernels are tied in a Keras model or layer. Received {abbreviate(root)}. Pass a model, or one layer."
+        )
     sites: dict[int, Site] = {}
     for path, layer, is_described, keeps_constraint in _walk(root, "", True, True):
         site = sites.setdefault(id(layer), Site(layer, f"#{len(sites)}"))

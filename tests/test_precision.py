@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import array, dense_project
 from keras import layers, optimizers
+from models import make, sequential, skip
 from ways import (
     PATTERN,
     WAYS,
@@ -246,6 +247,21 @@ def test_a_map_of_dtype_policies_finds_a_tied_layer_by_the_path_of_the_stock_lay
 
     assert tied.compute_dtype == "float16"
     assert array(tied(problem.inputs)).dtype == "float16"
+
+
+@pytest.mark.parametrize("build", [sequential, skip])
+def test_a_tied_model_keeps_the_dtype_policy_under_which_its_model_was_made(build):
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = make(build)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+    tied = kt.apply_tying(model, "mirror", mode="parameterization")
+
+    found = [one.dtype_policy.name for one in (model, tied, kt.strip_tying(tied))]
+    assert found == ["mixed_bfloat16"] * 3
 
 
 @pytest.fixture
