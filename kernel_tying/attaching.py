@@ -15,10 +15,10 @@ from kernel_tying.errors import TyingError
 from kernel_tying.guards import guard, restore_methods
 from kernel_tying.initializer import untied
 from kernel_tying.kernels import get_companion, kernel_names, set_companion, tied_constraint, tied_initializer
-from kernel_tying.parameterization import Tied, deparameterize, parameterize, views
+from kernel_tying.parameterization import deparameterize, parameterize, views
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.plan import Plan
-from kernel_tying.rebuilding import blank, rebuild, recompile
+from kernel_tying.rebuilding import blank, blank_tied, rebuild, recompile
 from kernel_tying.regularizer import TyingPenalty
 from kernel_tying.sites import find_sites
 
@@ -68,7 +68,7 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:
         patterns = by_layer.get(id(layer))
-        return blank(layer) if patterns is None else Tied(blank(layer), patterns, scaling, convolution)
+        return blank(layer) if patterns is None else blank_tied(layer, patterns, scaling, convolution)
 
     tied_root = rebuild(root, copy_layer)
     tied_sites = find_sites(tied_root)

@@ -41,13 +41,15 @@ class KernelView(keras_private.VariableView):
         stock: the kernel variable whose place the view takes.
         pattern: the tying pattern.
         scaling: "values" or "orthonormal".
+        initializer: of the free weights, which are averaged from `stock` if it is None.
     """
 
-    def __init__(self, stock: keras.Variable, pattern: TyingPattern, scaling: str):
+    def __init__(self, stock: keras.Variable, pattern: TyingPattern, scaling: str, initializer: Any = None):
         self.pattern = pattern
         self.scaling = scaling
         shape = free_shape(tuple(stock.shape), pattern)
-        theta = keras_private.variable_like(stock, lambda *_, **__: self.encode(stock.value), shape, autocast=False)
+        initializer = initializer or (lambda *_, **__: self.encode(stock.value))
+        theta = keras_private.variable_like(stock, initializer, shape, autocast=False)
         super().__init__(stock, theta)
         theta.regularizer = stock.regularizer and (lambda free: stock.regularizer(self.decode(free)))
         theta.constraint = stock.constraint and (lambda free: self.encode(stock.constraint(self.decode(free))))
@@ -83,14 +85,14 @@ def views(layer: keras.Layer) -> dict[str, KernelView]:
     return {name: kernel for name, kernel in kernels if isinstance(kernel, KernelView)}
 
 
-def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str) -> None:
-    """Puts tied kernels, averaged from those that are there, into a built stock layer.
+def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str, initializer: Any = None) -> None:
+    """Puts tied kernels, averaged from those that are there if there is no `initializer`, into a built stock layer.
 
     The free weights take the place of the stock kernel among the layer's weights, under its name and path.
     """
     for name, pattern in patterns.items():
         stock = getattr(layer, name)
-        view = KernelView(stock, pattern, scaling)
+        view = KernelView(stock, pattern, scaling, initializer)
         attribute = keras_private.attribute_of(layer, stock)
         keras_private.replace_variable(layer, stock, view.theta)
         keras_private.forget_attribute(layer, attribute)

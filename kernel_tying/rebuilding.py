@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,8 @@ from kernel_tying import keras_private
 from kernel_tying.errors import TyingError
 from kernel_tying.guards import guard
 from kernel_tying.kernels import get_companion, kernel_names, set_companion
-from kernel_tying.parameterization import Tied, stock_store, views
+from kernel_tying.parameterization import Tied, parameterize, stock_store, views
+from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import is_rebuildable
 
 Copier = Callable[[keras.Layer], keras.Layer]
@@ -53,20 +54,33 @@ def fresh(operation: Any) -> Any:
 def blank(layer: keras.Layer) -> keras.Layer:
     """Returns a fresh layer, built if `layer` is: with kernels of zeros, since drawing what is then copied takes time."""
     copy = fresh(layer)
-    names = kernel_names(layer)
-    if not layer.built or not names:
-        return copy
-    initializers = {name: get_companion(copy, name, "initializer") for name in names}
+    if layer.built and kernel_names(layer):
+        _build_blank(copy, layer)
+        guard(copy)
+    return copy
+
+
+def blank_tied(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str, convolution: str) -> Tied:
+    """Returns a fresh tied layer, built if `layer` is: with free weights of zeros, since averaging takes time too."""
+    tied = Tied(fresh(layer), patterns, scaling, convolution)
+    if layer.built:
+        _build_blank(tied.layer, layer)
+        parameterize(tied.layer, patterns, scaling, keras.initializers.Zeros())
+        tied.build_from_config(layer.get_build_config())
+    return tied
+
+
+def _build_blank(copy: keras.Layer, layer: keras.Layer) -> None:
+    """Builds a fresh copy of `layer` with kernels of zeros, under the paths of its variables."""
+    initializers = {name: get_companion(copy, name, "initializer") for name in kernel_names(layer)}
     with contextlib.ExitStack() as scopes:
         for scope in keras_private.own_variables(layer)[0].path.split("/")[:-2]:
             scopes.enter_context(keras.name_scope(scope))
-        for name in names:
+        for name in initializers:
             set_companion(copy, name, "initializer", keras.initializers.Zeros())
         copy.build_from_config(layer.get_build_config())
     for name, initializer in initializers.items():
         set_companion(copy, name, "initializer", initializer)
-    guard(copy)
-    return copy
 
 
 def _wrapped_anew(wrapper: keras.layers.Wrapper, layer: keras.Layer) -> keras.layers.Wrapper:

@@ -10,7 +10,8 @@ from keras import layers, ops
 from models import MODES, images, make, sequential, skip, subclassed, tie
 
 import kernel_tying as kt
-from kernel_tying import kernels
+from kernel_tying import kernels, parameterization
+from kernel_tying.algebra import average
 
 in_both_modes = pytest.mark.parametrize("mode", MODES)
 
@@ -44,6 +45,17 @@ def test_an_initializer_that_is_tied_already_keeps_its_variance(attach):
     layer.build((None, 9, 9, 64))
 
     assert np.var(array(layer.kernel)) == pytest.approx(1.0, rel=0.05)
+
+
+def test_rebuilding_averages_each_kernel_once(monkeypatch):
+    averaged = []
+    monkeypatch.setattr(
+        parameterization, "average", lambda kernel, pattern: averaged.append(pattern) or average(kernel, pattern)
+    )
+
+    kt.apply_tying(two_sizes(), "mirror", mode="parameterization")
+
+    assert averaged == [kt.patterns.mirror((5, 5)), kt.patterns.mirror((3, 3))]
 
 
 @in_both_modes
