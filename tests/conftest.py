@@ -18,6 +18,11 @@ settings.register_profile("thorough", max_examples=300, deadline=None, suppress_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
+def pytest_collection_modifyitems(items):
+    """Runs the facts about Keras first: where one fails, it tells why others do."""
+    items.sort(key=lambda item: item.path.name != "test_keras_private.py")
+
+
 @pytest.fixture
 def double_precision():
     """Lets the backend compute in float64: JAX does so on request alone."""

@@ -31,6 +31,12 @@ def assert_has(holder, *names):
     assert not missing, f"Keras {keras.__version__}: {type(holder).__name__} has no {missing} any more"
 
 
+def test_these_facts_are_the_first_tests(request):
+    names = [item.path.name for item in request.session.items]
+
+    assert set(names[: names.count("test_keras_private.py")]) == {"test_keras_private.py"}
+
+
 def test_a_variable_keeps_its_value_in_underscore_value():
     variable = keras.Variable([1.0, 2.0], name="one")
 
@@ -376,3 +382,19 @@ def test_an_initializer_is_called_while_its_layer_is_the_innermost_name_scope():
 
     assert callers == [layer], "initializers cannot find out any more which layer they are called for"
     assert keras_private.weight_adder() is None
+
+
+def test_name_scopes_are_kept_in_a_stack_of_the_global_state():
+    assert_has(keras_private._global_state, "get_global_attribute")
+    with keras.name_scope("one", caller="someone"):
+        (scope,) = keras_private._global_state.get_global_attribute("name_scope_stack")
+
+    assert (scope.name, scope.caller) == ("one", "someone"), "name scopes keep who opened them elsewhere"
+
+
+@pytest.mark.parametrize("cls", [layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D])
+def test_convolutional_lstms_have_the_cell_that_is_not_exported(cls):
+    cell = cls(2, 3).cell
+
+    assert type(cell) is keras_private.ConvLSTMCell, f"{cls.__name__} has a cell of another class"
+    assert_has(cell, "kernel_size", "kernel_constraint", "recurrent_constraint")

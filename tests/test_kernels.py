@@ -1,6 +1,7 @@
 """The laws of tied layers, over every row of the table of kernels."""
 
 import contextlib
+import copy
 from typing import NamedTuple
 
 import keras
@@ -15,6 +16,7 @@ from helpers import (
     gradients,
     raises_tying_error,
     root_sizes,
+    train_step,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -227,6 +229,33 @@ def test_kernels_stay_tied_to_the_bit_in_training(name, mode):
 
     assert errors == [0.0, 0.0]
     assert not any(np.array_equal(one, array(other)) for one, other in zip(before, tied.trainable_variables, strict=True))
+
+
+@every_layer
+def test_orthonormal_free_weights_take_the_steps_of_constrained_kernels(name):
+    stepped = []
+    for options in ({"mode": "constraint"}, {"mode": "parameterization", "scaling": "orthonormal"}):
+        layer = type(CASES[name].layer).from_config(CASES[name].layer.get_config())
+        layer.build((None, *CASES[name].shape))
+        randomize(layer)
+        tied, optimizer = kt.apply_tying(layer, CASES[name].patterns, **options), keras.optimizers.SGD(0.1, momentum=0.9)
+        for _ in range(3):
+            train_step(lambda tied=tied: total_loss(tied, inputs_for(name)), tied.trainable_variables, optimizer)
+        stepped.append(values(kt.strip_tying(tied).weights))
+
+    for one, other in zip(*stepped, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*ALONE, *WRAPPED])
+def test_a_copy_is_tied_and_trains_on_alike(name):
+    tied = fit(tie(stock_model(name), name, mode="parameterization", scaling="orthonormal"), name)
+
+    duplicate = copy.deepcopy(tied)
+
+    assert_equal_values(duplicate.variables, tied.variables)
+    assert_equal_values(fit(duplicate, name).variables, fit(tied, name).variables)
+    assert kt.tying_error(duplicate) == 0.0
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
