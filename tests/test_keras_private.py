@@ -188,6 +188,14 @@ def test_an_attribute_set_past_setattr_is_not_tracked():
     assert id(layer.kernel) not in map(id, layer.variables), "what is put into `vars(layer)` is tracked now"
 
 
+def test_the_dtype_policy_of_a_layer_is_a_property_that_can_be_set():
+    layer = conv()
+
+    keras.Layer.dtype_policy.fset(layer, "mixed_float16")
+
+    assert layer.dtype_policy.name == "mixed_float16", "the property `dtype_policy` sets nothing, or takes no names any more"
+
+
 def test_sublayers_are_listed_in_underscore_layers():
     block = make(custom_layer).get_layer("block")
     assert_has(block, "_layers")

@@ -30,20 +30,22 @@ in_both_modes = pytest.mark.parametrize("mode", MODES)
 for_all_models = pytest.mark.parametrize("builder", DESCRIBED + UNDESCRIBED)
 
 
-def test_keras_lists_the_parameters_of_a_layer_once():
-    layer = make(skip).get_layer("first")
-    assert hasattr(layer, "_torch_params"), "a built layer keeps its parameters elsewhere than in `_torch_params`"
-
-    layer._trainable_variables.pop()
-    before = len(layer._torch_params)
-    layer._track_variables()
-
-    assert (before, len(layer._torch_params)) == (2, 1), "`_track_variables` does not list the parameters anew any more"
-
-
 def assert_lists_its_variables(model):
     """Raises unless the parameters of a module are the variables of the model, no more and no less."""
     assert {id(one) for one in model.parameters()} == {id(variable.value) for variable in model.variables}
+
+
+def test_a_layer_lists_its_parameters_in_torch_params_and_track_variables_lists_them_anew():
+    layer = make(sequential).layers[0]
+    assert hasattr(layer, "_torch_params"), "built layers keep their parameters elsewhere than in `_torch_params`"
+    listed = set(layer._torch_params)
+    layer._torch_params.clear()
+
+    layer._track_variables()
+
+    assert listed == set(layer._torch_params) == {variable.path for variable in layer.variables}, (
+        "`_torch_params` lists other variables, or `_track_variables` does not fill it"
+    )
 
 
 @in_both_modes
