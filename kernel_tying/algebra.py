@@ -166,6 +166,12 @@ def root_group_sizes(pattern: TyingPattern, rank: int) -> np.ndarray:
     return np.sqrt(pattern.group_sizes).reshape(shape)
 
 
+def free_by_group(free: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns free weights of shape `(K, *channels)`, with K groups for each index along free spatial axes."""
+    matrix = _tied_axes_first(ops.convert_to_tensor(free), pattern, (pattern.num_free, -1))
+    return ops.reshape(matrix, (-1, *free.shape[-2:]))
+
+
 def averaging_dtype(dtype: str) -> str:
     """Returns the dtype in which kernels of `dtype` are averaged."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype

@@ -81,13 +81,13 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
     return tied_root
 
 
-def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str) -> keras.Layer:
+def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str, convolution: str) -> keras.Layer:
     """Returns `root` with tied kernels in the place of the planned layers' own."""
     _check_owned(root, plan)
     before = root.variables
     for site, patterns in plan.ties:
         stock = {name: getattr(site.layer, name) for name in patterns}
-        parameterize(site.layer, patterns, scaling)
+        parameterize(site.layer, patterns, scaling, convolution)
         _start(site.layer, stock, init)
     keras_private.list_parameters_anew(root)
     recompile_in_place(root, before)

@@ -153,6 +153,16 @@ def list_parameters_anew(root: keras.Layer) -> None:
                 module._track_variables()
 
 
+def is_exporting() -> bool:
+    """Returns whether Keras traces a model for `model.export` just now, of which there is no other sign than the callers."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("keras.src.export."):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def attribute_of(layer: keras.Layer, variable: keras.Variable) -> str:
     """Returns the name of the attribute in which `layer` keeps `variable`, such as `_kernel` behind a property `kernel`."""
     return next(name for name, value in vars(layer).items() if value is variable)

@@ -71,24 +71,28 @@ class Kernel(NamedTuple):
         role: what goes with it stands in the attributes `<role>_initializer`, `<role>_regularizer`, `<role>_constraint`.
         axes: returns the sizes of its axes as far as an unbuilt layer knows them, or None if not even their number.
         initializer: returns what the layer makes of its initializer before it draws the kernel.
+        seam: the method of the layer that convolves with it, where another convolution can stand in; empty if there is none.
     """
 
     name: str
     role: str = "kernel"
     axes: Callable[[keras.Layer], Axes | None] = _spatial_axes
     initializer: Callable[[keras.Layer, Any], Any] = _same_initializer
+    seam: str = ""
 
 
 _CONV = (Kernel("kernel"),)
-_DEPTHWISE = (Kernel("kernel", "depthwise"),)
+_CONV_1D = (Kernel("kernel", seam="call"),)  # never calls its `convolution_op`
+_CONV_ND = (Kernel("kernel", seam="convolution_op"),)
+_DEPTHWISE = (Kernel("kernel", "depthwise", seam="call"),)
 _SEPARABLE = (Kernel("depthwise_kernel", "depthwise"), Kernel("pointwise_kernel", "pointwise", _pointwise_axes))
 _CELL = (Kernel("kernel", "kernel", _matrix_axes), Kernel("recurrent_kernel", "recurrent", _matrix_axes))
 
 # The kernel that is meant where none is named comes first.
 KERNELS: dict[type[keras.Layer], tuple[Kernel, ...]] = {
-    layers.Conv1D: _CONV,
-    layers.Conv2D: _CONV,
-    layers.Conv3D: _CONV,
+    layers.Conv1D: _CONV_1D,
+    layers.Conv2D: _CONV_ND,
+    layers.Conv3D: _CONV_ND,
     layers.Conv1DTranspose: _CONV,
     layers.Conv2DTranspose: _CONV,
     layers.Conv3DTranspose: _CONV,
@@ -141,6 +145,14 @@ def _kernel(layer: keras.Layer, name: str) -> Kernel:
 def kernel_names(layer: keras.Layer) -> tuple[str, ...]:
     """Returns the names of the kernels that `layer` keeps, or `()` if its class stands in no row of the table."""
     return tuple(kernel.name for kernel in _row(layer))
+
+
+def seam(layer: keras.Layer) -> str:
+    """Returns the method of `layer` in which another convolution can stand in; "" if none, or if it is overridden."""
+    names = {kernel.seam for kernel in _row(layer)} - {""}
+    row = next((cls for cls in type(layer).__mro__ if cls in KERNELS), None)
+    is_stock = all(getattr(type(layer), name, None) is getattr(row, name, None) for name in ("call", "convolution_op"))
+    return names.pop() if names and is_stock else ""
 
 
 def get_companion(layer: keras.Layer, kernel_name: str, what: str) -> Any:

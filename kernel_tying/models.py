@@ -95,7 +95,7 @@ def apply_tying(
     elif _is_described(model_or_layer, plan):
         tied_root = rebuild_tied(model_or_layer, plan, init, scaling, convolution)
     else:
-        tied_root = parameterize_in_place(model_or_layer, plan, init, scaling)
+        tied_root = parameterize_in_place(model_or_layer, plan, init, scaling, convolution)
     for site in find_sites(tied_root):
         if site.path in reasons:
             notes.write_reason(site.layer, reasons[site.path])

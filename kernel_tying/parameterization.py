@@ -13,6 +13,7 @@ from keras.saving import deserialize_keras_object as deserialize
 
 from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, average, averaging_dtype, expand, free_shape, root_group_sizes
+from kernel_tying.dispatch import CONVOLUTIONS, convolving_methods
 from kernel_tying.errors import TyingError, abbreviate, check_choice
 from kernel_tying.guards import REFUSED_METHODS, override_methods, refuse, restore_methods
 from kernel_tying.identifiers import deserialize_pattern, resolve_object, serialize_pattern
@@ -28,7 +29,6 @@ from kernel_tying.kernels import (
 from kernel_tying.pattern import TyingPattern
 
 SCALINGS = ("values", "orthonormal")
-CONVOLUTIONS = ("auto", "kernel", "group_sums")
 
 
 class KernelView(keras_private.VariableView):
@@ -41,12 +41,14 @@ class KernelView(keras_private.VariableView):
         stock: the kernel variable whose place the view takes.
         pattern: the tying pattern.
         scaling: "values" or "orthonormal".
+        convolution: "auto", "kernel" or "group_sums".
         initializer: of the free weights, which are averaged from `stock` if it is None.
     """
 
-    def __init__(self, stock: keras.Variable, pattern: TyingPattern, scaling: str, initializer: Any = None):
+    def __init__(self, stock: keras.Variable, pattern: TyingPattern, scaling: str, convolution: str, initializer: Any = None):
         self.pattern = pattern
         self.scaling = scaling
+        self.convolution = convolution
         shape = free_shape(tuple(stock.shape), pattern)
         initializer = initializer or (lambda *_, **__: self.encode(stock.value))
         theta = keras_private.variable_like(stock, initializer, shape, autocast=False)
@@ -58,6 +60,11 @@ class KernelView(keras_private.VariableView):
     def theta(self) -> keras.Variable:
         """The free weights, the only thing that is trained and stored."""
         return self.source
+
+    @property
+    def free_values(self) -> Tensor:
+        """The values of the groups, in the dtype in which the layer computes."""
+        return self._maybe_autocast(rescale(self.source.value, self.pattern, self.scaling, "values"))
 
     def decode(self, free: Tensor) -> Tensor:
         """Returns the kernel for the free weights `free`."""
@@ -85,20 +92,22 @@ def views(layer: keras.Layer) -> dict[str, KernelView]:
     return {name: kernel for name, kernel in kernels if isinstance(kernel, KernelView)}
 
 
-def parameterize(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str, initializer: Any = None) -> None:
+def parameterize(
+    layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling: str, convolution: str, initializer: Any = None
+) -> None:
     """Puts tied kernels, averaged from those that are there if there is no `initializer`, into a built stock layer.
 
     The free weights take the place of the stock kernel among the layer's weights, under its name and path.
     """
     for name, pattern in patterns.items():
         stock = getattr(layer, name)
-        view = KernelView(stock, pattern, scaling, initializer)
+        view = KernelView(stock, pattern, scaling, convolution, initializer)
         attribute = keras_private.attribute_of(layer, stock)
         keras_private.replace_variable(layer, stock, view.theta)
         keras_private.forget_attribute(layer, attribute)
         vars(layer)[attribute] = view  # untracked: the view is no weight
         setattr(layer, _free_attribute(name), view.theta)  # for backends that find variables by attribute, as SavedModel does
-    override_methods(layer, {**_FILE_METHODS, **REFUSED_METHODS})
+    override_methods(layer, {**_FILE_METHODS, **REFUSED_METHODS, **convolving_methods(layer)})
 
 
 def deparameterize(layer: keras.Layer) -> None:
@@ -199,8 +208,9 @@ class Tied(keras_private.TransparentWrapper):
         pattern: a `TyingPattern`, the name of a family, or a dict from kernel names to either.
         scaling: "values": free weights are values of the kernel. "orthonormal": they are `sqrt(group size) * value`, with
             which plain SGD takes the steps of constraint mode.
-        convolution: how the layer convolves: "kernel" expands the kernel and calls the stock convolution. "auto" and
-            "group_sums" do the same in this version.
+        convolution: how the layer convolves. "kernel" expands the kernel and calls the stock convolution. "group_sums"
+            multiplies each free weight with the sum of the inputs that its group sees, which takes fewer products, where
+            the layer's class and the pattern allow it. "auto" does so where measurements say that it is faster.
 
     Raises:
         TyingError: the layer keeps no kernel that can be tied, the pattern does not fit it, or it is tied already.
@@ -273,7 +283,7 @@ class Tied(keras_private.TransparentWrapper):
         if not self.layer.built:
             with tied_initializers(self.layer, self._patterns):
                 self.layer.build(input_shape)
-        parameterize(self.layer, self._patterns, self.scaling)
+        parameterize(self.layer, self._patterns, self.scaling, self.convolution)
 
     def call(self, inputs: Tensor, **kwargs: Any) -> Tensor:
         return self.layer(inputs, **kwargs)

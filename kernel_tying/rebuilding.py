@@ -65,7 +65,7 @@ def blank_tied(layer: keras.Layer, patterns: Mapping[str, TyingPattern], scaling
     tied = Tied(fresh(layer), patterns, scaling, convolution)
     if layer.built:
         _build_blank(tied.layer, layer)
-        parameterize(tied.layer, patterns, scaling, keras.initializers.Zeros())
+        parameterize(tied.layer, patterns, scaling, convolution, keras.initializers.Zeros())
         tied.build_from_config(layer.get_build_config())
     return tied
 

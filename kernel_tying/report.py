@@ -16,8 +16,10 @@ from rich.table import Table
 
 from kernel_tying import keras_private, notes
 from kernel_tying.algebra import free_shape, project, relative_distance
+from kernel_tying.dispatch import Way, way_to_convolve
 from kernel_tying.errors import TyingError
 from kernel_tying.identifiers import serialize_pattern
+from kernel_tying.parameterization import KernelView
 from kernel_tying.pattern import TyingPattern
 from kernel_tying.sites import Site, TiedKernel, find_sites, some_tied_kernels, tied_kernels
 
@@ -70,7 +72,8 @@ class ReportRow:
         full_weights: number of entries of the kernel.
         error: `||k - P k|| / ||k||` now, or None if the layer is not built.
         lost: `||k - P k|| / ||k||` when it was tied by projection, as far as known.
-        convolution: how the layer convolves: "kernel" expands the kernel and calls the stock convolution.
+        convolution: how the layer convolves: "kernel" calls the stock convolution, "group_sums" the tied one.
+        convolution_reason: why it convolves so; empty in constraint mode, in which the full kernel is there.
         reason: why the layer is not tied; empty for a tied one.
         key: what names the layer in `TyingReport.plan`.
     """
@@ -85,6 +88,7 @@ class ReportRow:
     error: float | None = None
     lost: float | None = None
     convolution: str = ""
+    convolution_reason: str = ""
     reason: str = ""
     key: str = field(default="", repr=False)
 
@@ -154,6 +158,7 @@ def _rows(site: Site) -> list[ReportRow]:
 
 def _tied_row(kernel: TiedKernel) -> ReportRow:
     layer, variable = kernel.site.layer, kernel.variable
+    way = _way(layer, variable)
     shape = None if variable is None else tuple(variable.shape)
     return ReportRow(
         layer=kernel.site.path,
@@ -165,9 +170,17 @@ def _tied_row(kernel: TiedKernel) -> ReportRow:
         full_weights=None if shape is None else math.prod(shape),
         error=None if variable is None else _error(kernel),
         lost=notes.lost(layer, kernel.name),
-        convolution="kernel",
+        convolution=way.name,
+        convolution_reason=way.reason,
         key=kernel.site.key,
     )
+
+
+def _way(layer: keras.Layer, variable: Any) -> Way:
+    """Returns how a layer convolves with a tied kernel, on inputs of the shape for which it was built."""
+    if not isinstance(variable, KernelView):
+        return Way("kernel", "")
+    return way_to_convolve(layer, variable, tuple(layer.get_build_config().get("input_shape") or (None, None)))
 
 
 def _title(report: TyingReport) -> str:

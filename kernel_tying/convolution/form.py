@@ -1,0 +1,146 @@
+"""The tied convolution on group sums and its gradients in `keras.ops`, chunk by chunk, so that group sums stay in the cache.
+
+    y = sum_g (S_g x) theta_g        z_g = S_g^T dy        dx = sum_g z_g theta_g^T        dtheta_g = x^T z_g
+
+Gradients need nothing but x, theta and dy, and take sums once for both of their products. Inputs are channels-last; free
+weights are a tensor `(K, in / groups, out)` here, with one entry along the first axis for each group sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from keras import ops
+
+from kernel_tying.algebra import Tensor, averaging_dtype
+from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chunk, tile_size
+from kernel_tying.convolution.products import product_of
+from kernel_tying.convolution.sums import Offset, Read, Schedule, schedule
+
+CHUNK_BYTES = 2**18  # of a group sum: a dozen of them fit into a second-level cache of 2 MB, where products find them
+
+Step = Callable[[Any, tuple[Tensor, ...]], tuple[Any, Tensor]]
+# scan(step, carry, xs, shape), with step(carry, x) -> (carry, y) and y of a shape, as `jax.lax.scan`: each backend has its own.
+Scan = Callable[[Step, Any, tuple[Tensor, ...], tuple[int, ...]], tuple[Any, Tensor]]
+
+
+def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan) -> Tensor:
+    """Returns `sum_g (S_g x) theta_g`, of shape `(batch, *spatial, out)`."""
+    product, channels = product_of(_wide(free), geometry.groups), max(inputs.shape[-1], free.shape[-1])
+    size = geometry.output_size(inputs.shape[1:-1])
+    tile = tile_size(geometry, size, channels, CHUNK_BYTES)
+    samples, padding = tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
+    plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
+
+    def step(carry: Any, chunk: tuple[Tensor]) -> tuple[Any, Tensor]:
+        sums = group_sums(_padded(_wide(chunk[0]), padding), plan)
+        outputs = ops.reshape(product.convolve(sums), (-1, *tile, free.shape[-1]))
+        return carry, ops.cast(outputs, inputs.dtype)
+
+    _, outputs = _by_chunks(step, (), (samples,), 4 * math.prod(tile) * channels, (*tile, free.shape[-1]), scan)
+    return untiled(outputs, inputs, size)
+
+
+def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry, scan: Scan) -> tuple[Tensor, Tensor]:
+    """Returns the gradients in `inputs` and in `free` for a gradient in the output."""
+    product, channels = product_of(_wide(free), geometry.groups), max(inputs.shape[-1], free.shape[-1])
+    size = tuple(inputs.shape[1:-1])
+    tile = tile_size(geometry, size, channels, CHUNK_BYTES)
+    samples, _ = tiles(inputs, ((0, 0),) * len(size), tile[0], size[0], 0)
+    upstream = spread(upstream, geometry.strides)
+    gradients, padding = tiles(upstream, geometry.adjoint_padding(size), tile[0], size[0], geometry.reach[0])
+    plan = schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile)
+
+    def step(carry: Tensor, chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        sums = group_sums(_padded(_wide(chunk[1]), padding), plan)
+        input_gradient, free_gradient = product.gradients(_wide(chunk[0]), sums)
+        outputs = ops.reshape(input_gradient, (-1, *tile, inputs.shape[-1]))
+        return carry + free_gradient, ops.cast(outputs, inputs.dtype)
+
+    xs, shape = (samples, gradients), (*tile, inputs.shape[-1])
+    total, outputs = _by_chunks(step, product.zeros(), xs, 4 * math.prod(tile) * channels, shape, scan)
+    return untiled(outputs, inputs, size), ops.cast(product.as_free(total), free.dtype)
+
+
+def group_sums(inputs: Tensor, plan: Schedule) -> list[Tensor]:
+    """Returns the group sums of padded inputs `(batch, *spatial, channels)`."""
+    images = [inputs]
+    for reads in plan.steps:
+        images.append(_sum(images, reads))
+    return [_sum(images, reads) for reads in plan.groups]
+
+
+def _sum(images: list[Tensor], reads: Sequence[Read]) -> Tensor:
+    first, *rest = (images[read.image][(slice(None), *read.window)] for read in reads)
+    total = first if reads[0].sign > 0 else -first
+    for tensor, read in zip(rest, reads[1:], strict=True):
+        total = total + tensor if read.sign > 0 else total - tensor
+    return total
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Returns half-precision tensors in float32, in which sums are taken."""
+    dtype = str(tensor.dtype).removeprefix("torch.") if not hasattr(tensor.dtype, "name") else tensor.dtype.name
+    return ops.cast(tensor, averaging_dtype(dtype))
+
+
+def _padded(tensor: Tensor, padding: Padding) -> Tensor:
+    return ops.pad(tensor, [(0, 0), *padding, (0, 0)]) if any(map(any, padding)) else tensor
+
+
+def spread(tensor: Tensor, strides: Offset) -> Tensor:
+    """Returns the tensor with zeros between its entries, so that they lie `strides` apart."""
+    for axis, stride in enumerate(strides, start=1):
+        if stride > 1:
+            shape = list(ops.shape(tensor))
+            tensor = ops.expand_dims(tensor, axis + 1)
+            padding = [(0, 0)] * len(tensor.shape)
+            padding[axis + 1] = (0, stride - 1)
+            shape[axis] *= stride
+            tensor = ops.reshape(ops.pad(tensor, padding), shape)
+            keep = [slice(None)] * len(shape)
+            keep[axis] = slice(0, shape[axis] - stride + 1)
+            tensor = tensor[tuple(keep)]
+    return tensor
+
+
+def tiles(tensor: Tensor, padding: Padding, tile: int, length: int, halo: int) -> tuple[Tensor, Padding]:
+    """Returns samples cut into tiles along the first spatial axis, each a sample of its own, and the padding left to do."""
+    count = math.ceil(length / tile)
+    if count == 1:
+        return tensor, padding
+    before = padding[0][0]
+    after = count * tile + halo - before - tensor.shape[1]
+    padded = _padded(tensor, ((before, after), *((0, 0) for _ in padding[1:])))
+    tiles = ops.stack([padded[:, start * tile : (start + 1) * tile + halo] for start in range(count)], axis=1)
+    return ops.reshape(tiles, (-1, tile + halo, *tensor.shape[2:])), ((0, 0), *padding[1:])
+
+
+def untiled(tensor: Tensor, inputs: Tensor, size: Offset) -> Tensor:
+    """Returns samples of a spatial size that were computed in tiles."""
+    if tensor.shape[1] == size[0]:
+        return tensor
+    return ops.reshape(tensor, (ops.shape(inputs)[0], -1, *tensor.shape[2:]))[:, : size[0]]
+
+
+def _by_chunks(
+    step: Step, carry: Any, samples: tuple[Tensor, ...], sample_bytes: int, shape: tuple[int, ...], scan: Scan
+) -> tuple[Any, Tensor]:
+    """Scans over chunks of samples, with outputs of a shape each. Returns the last carry and all outputs."""
+    count = samples[0].shape[0]
+    length = samples_per_chunk(count, sample_bytes, CHUNK_BYTES)
+    if length == count:
+        return step(carry, samples)
+    carry, outputs = scan(step, carry, tuple(_chunks(one, length) for one in samples), (length, *shape))
+    return carry, ops.reshape(outputs, (-1, *shape))[: ops.shape(samples[0])[0]]
+
+
+def _chunks(samples: Tensor, length: int) -> Tensor:
+    """Returns samples in chunks along a new first axis, with samples of zeros at the end if need be."""
+    if samples.shape[0] is None and length > 1:
+        padding = [(0, 0)] * len(samples.shape)
+        padding[0] = (0, -ops.shape(samples)[0] % length)
+        samples = ops.pad(samples, padding)
+    return ops.reshape(samples, (-1, length, *samples.shape[1:]))

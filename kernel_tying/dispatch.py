@@ -1,0 +1,131 @@
+"""How a tied layer convolves: which way pays, and the methods of stock layers in whose place another way stands."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from kernel_tying import keras_private
+from kernel_tying.algebra import Tensor, free_by_group
+from kernel_tying.convolution.geometry import Geometry, padding_of
+from kernel_tying.kernels import seam
+
+CONVOLUTIONS = ("auto", "kernel", "group_sums")
+_BACKENDS = ("jax", "tensorflow", "torch")
+Shape = tuple[Any, ...]  # with None for an unknown size
+
+
+class Way(NamedTuple):
+    """How a layer convolves, "kernel" or "group_sums", and why."""
+
+    name: str
+    reason: str
+
+
+def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled: bool | None = None) -> Way:
+    """Returns the way of a layer with a tied kernel for inputs of a shape.
+
+    Args:
+        layer: a stock layer.
+        kernel: its tied kernel, a `KernelView`.
+        input_shape: shape with the batch axis, in the layer's data format; None for an unknown size.
+        is_compiled: whether XLA compiles the model around the layer; by default as it is now.
+    """
+    if kernel.convolution == "kernel":
+        return Way("kernel", "as asked for")
+    obstacle = _obstacle(layer, kernel, input_shape)
+    if obstacle:
+        return Way("kernel", obstacle)
+    if kernel.convolution == "group_sums":
+        return Way("group_sums", "as asked for")
+    backend = _backend()
+    return _faster_way(
+        layer, kernel, _geometry(layer, kernel, input_shape), backend.is_compiled() if is_compiled is None else is_compiled
+    )
+
+
+def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
+    """Returns why a layer has to expand its kernel, or ""."""
+    if not seam(layer):
+        return f"{type(layer).__name__} lets no other convolution in"
+    if keras.backend.backend() not in _BACKENDS:
+        return f"backend {keras.backend.backend()!r} has no other convolution"
+    if kernel.pattern.tied_axes[-1] >= len(layer.kernel_size):
+        return "the pattern ties channels"
+    if None in input_shape[1:]:
+        return "the size of the inputs is unknown"
+    if min(_geometry(layer, kernel, input_shape).output_size(_channels_last(layer, input_shape)[1:-1])) < 1:
+        return "the inputs are smaller than the kernel"
+    return "exported models keep to stock convolutions" if keras_private.is_exporting() else ""
+
+
+def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled: bool) -> Way:
+    """Returns the way that measurements say is the faster one; where nothing was measured, the stock one."""
+    unmeasured = "several devices" if keras.distribution.distribution() is not None else _backend().unmeasured()
+    unmeasured = unmeasured or (layer.compute_dtype if layer.compute_dtype != "float32" else "")
+    if unmeasured:
+        return Way("kernel", f"not measured on {unmeasured}")
+    if max(geometry.strides) > 1 or geometry.groups > 1:
+        return Way("kernel", "does not pay with strides or groups of channels")
+    channels = min(kernel.shape[-2:])
+    saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
+    needed = _backend().saving_that_pays(channels, is_compiled)
+    reason = f"{saving:.1f} times fewer products, {needed:.1f} pay at {channels} channels"
+    return Way("group_sums" if saving >= needed else "kernel", reason)
+
+
+def _backend() -> Any:
+    return importlib.import_module(f"kernel_tying.convolution.on_{keras.backend.backend()}")
+
+
+def _geometry(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Geometry:
+    _, *size, channels = _channels_last(layer, input_shape)
+    numbers = tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate)
+    groups: Any = getattr(layer, "groups", channels)  # in depthwise layers each channel is a group
+    return Geometry(kernel.pattern, *numbers, padding_of(layer.padding, size, *numbers), groups)
+
+
+def _channels_last(layer: keras.Layer, shape: Shape) -> Shape:
+    return shape if layer.data_format == "channels_last" else (shape[0], *shape[2:], shape[1])
+
+
+def convolving_methods(layer: keras.Layer) -> dict[str, Callable[..., Tensor]]:
+    """Returns what stands in the place of the method in which a stock layer convolves, by the method's name."""
+    return {name: method for name, method in _METHODS.items() if name == seam(layer)}
+
+
+def _convolution_op(layer: keras.Layer, inputs: Tensor, kernel: Any) -> Tensor:
+    if way_to_convolve(layer, kernel, tuple(inputs.shape)).name == "kernel":
+        return type(layer).convolution_op(layer, inputs, kernel)
+    return _convolve(layer, inputs, kernel)
+
+
+def _call(layer: keras.Layer, inputs: Tensor) -> Tensor:
+    if way_to_convolve(layer, layer.kernel, tuple(inputs.shape)).name == "kernel":
+        return type(layer).call(layer, inputs)
+    outputs = _convolve(layer, inputs, layer.kernel)
+    if layer.use_bias:
+        shape = [1] * len(outputs.shape)
+        shape[-1 if layer.data_format == "channels_last" else 1] = -1
+        outputs = ops.add(outputs, ops.reshape(layer.bias, shape))
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+_METHODS: dict[str, Callable[..., Tensor]] = {"convolution_op": _convolution_op, "call": _call}
+
+
+def _convolve(layer: keras.Layer, inputs: Tensor, kernel: Any) -> Tensor:
+    """Returns the tied convolution of inputs, both in the layer's data format."""
+    geometry = _geometry(layer, kernel, tuple(inputs.shape))
+    free = free_by_group(kernel.free_values, kernel.pattern)
+    free = ops.reshape(
+        free, (free.shape[0], -1, math.prod(free.shape[1:]) * geometry.groups // _channels_last(layer, inputs.shape)[-1])
+    )
+    if layer.data_format == "channels_last":
+        return _backend().convolve(inputs, free, geometry)
+    return ops.moveaxis(_backend().convolve(ops.moveaxis(inputs, 1, -1), free, geometry), -1, 1)
