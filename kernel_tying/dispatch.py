@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from kernel_tying import keras_private
 from kernel_tying.algebra import Tensor, free_by_group
 from kernel_tying.convolution.geometry import Geometry, padding_of
 from kernel_tying.kernels import seam
 
 CONVOLUTIONS = ("auto", "kernel", "group_sums")
-_BACKENDS = ("jax", "tensorflow", "torch")
+# Imported here, not where it is needed: torch.compile cannot trace an import.
+_BACKEND: Any = (
+    importlib.import_module(f"kernel_tying.convolution.on_{keras.backend.backend()}")
+    if keras.backend.backend() in ("jax", "tensorflow", "torch")
+    else None
+)
 Shape = tuple[Any, ...]  # with None for an unknown size
 
 
@@ -27,14 +31,13 @@ class Way(NamedTuple):
     reason: str
 
 
-def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled: bool | None = None) -> Way:
+def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Way:
     """Returns the way of a layer with a tied kernel for inputs of a shape.
 
     Args:
         layer: a stock layer.
         kernel: its tied kernel, a `KernelView`.
         input_shape: shape with the batch axis, in the layer's data format; None for an unknown size.
-        is_compiled: whether XLA compiles the model around the layer; by default as it is now.
     """
     if kernel.convolution == "kernel":
         return Way("kernel", "as asked for")
@@ -43,17 +46,14 @@ def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_comp
         return Way("kernel", obstacle)
     if kernel.convolution == "group_sums":
         return Way("group_sums", "as asked for")
-    backend = _backend()
-    return _faster_way(
-        layer, kernel, _geometry(layer, kernel, input_shape), backend.is_compiled() if is_compiled is None else is_compiled
-    )
+    return _faster_way(layer, kernel, _geometry(layer, kernel, input_shape))
 
 
 def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
     """Returns why a layer has to expand its kernel, or ""."""
     if not seam(layer):
         return f"{type(layer).__name__} lets no other convolution in"
-    if keras.backend.backend() not in _BACKENDS:
+    if _BACKEND is None:
         return f"backend {keras.backend.backend()!r} has no other convolution"
     if kernel.pattern.tied_axes[-1] >= len(layer.kernel_size):
         return "the pattern ties channels"
@@ -61,12 +61,12 @@ def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
         return "the size of the inputs is unknown"
     if min(_geometry(layer, kernel, input_shape).output_size(_channels_last(layer, input_shape)[1:-1])) < 1:
         return "the inputs are smaller than the kernel"
-    return "exported models keep to stock convolutions" if keras_private.is_exporting() else ""
+    return _BACKEND.obstacle()
 
 
-def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled: bool) -> Way:
+def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry) -> Way:
     """Returns the way that measurements say is the faster one; where nothing was measured, the stock one."""
-    unmeasured = "several devices" if keras.distribution.distribution() is not None else _backend().unmeasured()
+    unmeasured = "several devices" if keras.distribution.distribution() is not None else _BACKEND.unmeasured()
     unmeasured = unmeasured or (layer.compute_dtype if layer.compute_dtype != "float32" else "")
     if unmeasured:
         return Way("kernel", f"not measured on {unmeasured}")
@@ -74,13 +74,9 @@ def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled
         return Way("kernel", "does not pay with strides or groups of channels")
     channels = min(kernel.shape[-2:])
     saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
-    needed = _backend().saving_that_pays(channels, is_compiled)
+    needed = _BACKEND.saving_that_pays(channels)
     reason = f"{saving:.1f} times fewer products, {needed:.1f} pay at {channels} channels"
     return Way("group_sums" if saving >= needed else "kernel", reason)
-
-
-def _backend() -> Any:
-    return importlib.import_module(f"kernel_tying.convolution.on_{keras.backend.backend()}")
 
 
 def _geometry(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Geometry:
@@ -127,5 +123,5 @@ def _convolve(layer: keras.Layer, inputs: Tensor, kernel: Any) -> Tensor:
         free, (free.shape[0], -1, math.prod(free.shape[1:]) * geometry.groups // _channels_last(layer, inputs.shape)[-1])
     )
     if layer.data_format == "channels_last":
-        return _backend().convolve(inputs, free, geometry)
-    return ops.moveaxis(_backend().convolve(ops.moveaxis(inputs, 1, -1), free, geometry), -1, 1)
+        return _BACKEND.convolve(inputs, free, geometry)
+    return ops.moveaxis(_BACKEND.convolve(ops.moveaxis(inputs, 1, -1), free, geometry), -1, 1)

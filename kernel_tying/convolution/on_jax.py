@@ -12,6 +12,7 @@ from kernel_tying.algebra import Tensor
 from kernel_tying.convolution import form
 from kernel_tying.convolution.differentiable import differentiable
 from kernel_tying.convolution.geometry import Geometry
+from kernel_tying.keras_private import is_exporting
 
 
 def _scan(step: Any, carry: Any, xs: Any, shape: tuple[int, ...]) -> Any:
@@ -34,9 +35,9 @@ def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry)
 convolve = differentiable(forward, backward)
 
 
-def is_compiled() -> bool:
-    """Returns whether XLA compiles the convolution: always, as this file does so itself."""
-    return True
+def obstacle() -> str:
+    """Returns what keeps layers to the stock convolution just now, or ""."""
+    return "exported models keep to the stock convolution" if is_exporting() else ""
 
 
 def unmeasured() -> str:
@@ -44,6 +45,6 @@ def unmeasured() -> str:
     return "" if jax.default_backend() == "cpu" else jax.default_backend()
 
 
-def saving_that_pays(channels: int, is_compiled: bool) -> float:
+def saving_that_pays(channels: int) -> float:
     """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
     return math.inf if channels < 64 else 2.5

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util  # not exported; the one place that knows of `jit_compile`
 
 from kernel_tying.algebra import Tensor
 from kernel_tying.convolution import form
 from kernel_tying.convolution.differentiable import differentiable
 from kernel_tying.convolution.geometry import Geometry
+from kernel_tying.keras_private import is_exporting
 
 
 def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
@@ -51,9 +51,9 @@ def _scan(step: Any, carry: Any, xs: Any, shape: tuple[int, ...]) -> Any:
     return carry, writes.stack()
 
 
-def is_compiled() -> bool:
-    """Returns whether XLA compiles what is traced just now."""
-    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+def obstacle() -> str:
+    """Returns what keeps layers to the stock convolution just now, or ""."""
+    return "exported models keep to the stock convolution" if is_exporting() else ""
 
 
 def unmeasured() -> str:
@@ -63,6 +63,6 @@ def unmeasured() -> str:
     return "" if len(tf.config.list_logical_devices()) == len(tf.config.list_logical_devices("CPU")) else "accelerators"
 
 
-def saving_that_pays(channels: int, is_compiled: bool) -> float:
+def saving_that_pays(channels: int) -> float:
     """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
     return math.inf if channels < 64 else 2.5

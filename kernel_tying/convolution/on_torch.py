@@ -53,9 +53,9 @@ def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry)
 
 
 def _is_dense(inputs: Tensor, geometry: Geometry) -> bool:
-    """Returns whether buffers serve: one product for all channels, in the dtype of the inputs, and nothing is traced."""
+    """Returns whether buffers serve: one product for all channels, in the dtype of the inputs."""
     is_wide = inputs.dtype in (torch.float32, torch.float64)
-    return geometry.groups == 1 and is_wide and not torch.compiler.is_compiling()
+    return geometry.groups == 1 and is_wide
 
 
 def _summed_chunks(inputs: Tensor, plan: Schedule, padding: Padding, size: Offset) -> Iterator[tuple[slice, Tensor]]:
@@ -128,16 +128,17 @@ def convolve(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
     return _Convolution.apply(inputs, free, geometry)
 
 
-def is_compiled() -> bool:
-    """Returns whether XLA compiles the convolution: never."""
-    return False
+def obstacle() -> str:
+    """Returns what keeps layers to the stock convolution just now, or ""."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return "compiled and exported models keep to the stock convolution" if is_traced else ""
 
 
 def unmeasured() -> str:
     """Returns what there is here that speed was not measured on, or ""."""
-    return "accelerators" if torch.accelerator.is_available() else "torch.compile" if torch.compiler.is_compiling() else ""
+    return "accelerators" if torch.accelerator.is_available() else ""
 
 
-def saving_that_pays(channels: int, is_compiled: bool) -> float:
+def saving_that_pays(channels: int) -> float:
     """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
     return math.inf if channels < 64 else 2.5

@@ -38,7 +38,7 @@ def convolutions():
         kernel = kt.expand(ops.reshape(free, (case.pattern.num_free, 1, *free.shape[1:])), case.pattern)
         sizes = [(case.size,) * 2, (case.k,) * 2, (1, 1), (1, 1)]
         geometry = Geometry(case.pattern, *sizes[1:], padding_of("same", *sizes))
-        pays = case.saving >= backend.saving_that_pays(case.channels, way in ("jax", "tensorflow jit"))
+        pays = case.saving >= backend.saving_that_pays(case.channels)
 
         def stock(inputs, kernel):
             return ops.conv(inputs, kernel, padding="same")
