@@ -130,7 +130,8 @@ def convolve(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
 
 def obstacle() -> str:
     """Returns what keeps layers to the stock convolution just now, or ""."""
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    jit: Any = torch.jit  # `is_tracing` is not in the types
+    is_traced = torch.compiler.is_compiling() or jit.is_tracing()
     return "compiled and exported models keep to the stock convolution" if is_traced else ""
 
 
