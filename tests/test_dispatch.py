@@ -1,0 +1,152 @@
+"""How tied layers convolve: whatever the way, the stock layer that holds the expanded kernel is the oracle."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import array, gradients
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import layers, ops
+
+import kernel_tying as kt
+from kernel_tying import testing
+from kernel_tying.convolution import form
+
+CONVOLVING = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+QUESTION = kt.TyingPattern.parse("AABCC/AABCC/DDEFF/GGHII/GGHII")
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 64)).astype("float32")
+
+
+def tied(layer, pattern, convolution="group_sums", shape=IMAGES.shape, **options):
+    """Returns a built tied layer."""
+    if not layer.built:
+        layer.build(shape)
+    return kt.apply_tying(layer, {layer.name: pattern}, mode="parameterization", convolution=convolution, **options)
+
+
+def row(layer):
+    return next(row for row in kt.tying_report(layer).rows if row.pattern is not None)
+
+
+def loss(layer, inputs):
+    return ops.mean(ops.square(ops.cast(layer(inputs), "float32") - 0.3))
+
+
+def assert_close(one, other, tolerance=1e-5):
+    assert np.abs(one - other).max() <= tolerance * max(np.abs(other).max(), 1e-3)
+
+
+@given(testing.stock_layers(classes=CONVOLVING), st.data())
+def test_group_sums_give_the_outputs_and_gradients_of_the_stock_layer(problem, data):
+    layer, inputs = problem
+    pattern = data.draw(testing.patterns(shape=tuple(layer.kernel_size)))
+    by_sums = tied(layer, pattern, shape=inputs.shape)
+    by_kernel = kt.apply_tying(kt.strip_tying(by_sums), {layer.name: pattern}, mode="parameterization", convolution="kernel")
+
+    assert row(by_sums).convolution == "group_sums"
+    assert_close(array(by_sums(inputs)), array(by_kernel(inputs)))
+    pairs = [gradients(lambda one=one: loss(one, inputs), one.trainable_variables) for one in (by_sums, by_kernel)]
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["values", "orthonormal"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_group_sums_know_scaling_and_data_format(scaling, data_format):
+    layer = layers.Conv2D(6, 5, padding="same", data_format=data_format, activation="tanh")
+    inputs = IMAGES if data_format == "channels_last" else np.moveaxis(IMAGES, -1, 1)
+    by_sums = tied(layer, QUESTION, scaling=scaling, shape=inputs.shape)
+
+    assert_close(array(by_sums(inputs)), array(kt.strip_tying(by_sums)(inputs)))
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float64"])
+def test_group_sums_are_taken_in_a_precision_that_is_wide_enough(dtype, double_precision):
+    by_sums = tied(layers.Conv2D(8, 5, padding="same", dtype=dtype), QUESTION)
+    wide = layers.Conv2D(8, 5, padding="same", dtype="float64")
+    wide.build(IMAGES.shape)
+    wide.kernel.assign(array(ops.cast(by_sums.kernel, "float64")))
+    tolerance = {"mixed_bfloat16": 2**-5, "bfloat16": 2**-5, "mixed_float16": 2**-8, "float64": 2**-46}[dtype]
+
+    assert_close(array(ops.cast(by_sums(IMAGES), "float64")), array(wide(IMAGES)), tolerance)
+
+
+class OwnCall(layers.Conv2D):
+    def call(self, inputs):
+        return super().call(inputs) * 2
+
+
+class OwnConvolution(layers.Conv2D):
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel) * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "pattern", "reason"),
+    [
+        pytest.param(lambda: OwnCall(4, 5), QUESTION, "OwnCall lets no other", id="call"),
+        pytest.param(lambda: OwnConvolution(4, 5), QUESTION, "OwnConvolution lets no other", id="convolution_op"),
+        pytest.param(lambda: layers.Conv2DTranspose(4, 5), QUESTION, "Conv2DTranspose lets no other", id="transpose"),
+        pytest.param(
+            lambda: layers.Conv2D(2, 2),
+            kt.TyingPattern(np.arange(256).reshape(2, 2, 64, 1) % 3),
+            "ties channels",
+            id="channels",
+        ),
+    ],
+)
+def test_a_layer_that_cannot_take_group_sums_convolves_as_ever_and_the_report_says_why(layer, pattern, reason):
+    by_kernel = tied(layer(), pattern)
+
+    assert (row(by_kernel).convolution, reason in row(by_kernel).convolution_reason) == ("kernel", True)
+    np.testing.assert_array_equal(array(by_kernel(IMAGES)), array(kt.strip_tying(by_kernel)(IMAGES)))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "reason"),
+    [
+        ({}, "group_sums", "2.8 times fewer products"),
+        ({"filters": 32}, "kernel", "inf pay at 32 channels"),
+        ({"strides": 2}, "kernel", "strides"),
+        ({"groups": 2}, "kernel", "groups"),
+        ({"dtype": "mixed_bfloat16"}, "kernel", "not measured on bfloat16"),
+    ],
+    ids=str,
+)
+def test_auto_takes_group_sums_where_measurements_say_that_they_pay(options, expected, reason):
+    layer = tied(layers.Conv2D(**{"filters": 64, "kernel_size": 5, **options}), QUESTION, "auto")
+
+    assert row(layer).convolution == expected
+    assert reason in row(layer).convolution_reason
+
+
+def test_a_size_that_is_not_known_keeps_the_stock_convolution():
+    model = keras.Sequential([keras.Input((None, None, 64)), layers.Conv2D(64, 5)])
+
+    tied_model = kt.apply_tying(model, QUESTION, mode="parameterization", convolution="group_sums")
+
+    assert row(tied_model).convolution_reason == "the size of the inputs is unknown"
+
+
+def test_the_way_survives_files_and_stripping_takes_it_away(tmp_path):
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), layers.Conv2D(4, 5, name="conv")])
+    tied_model = kt.apply_tying(model, QUESTION, mode="parameterization", convolution="group_sums")
+    tied_model.save(tmp_path / "tied.keras")
+
+    loaded = keras.saving.load_model(tmp_path / "tied.keras")
+
+    assert row(loaded).convolution == "group_sums"
+    np.testing.assert_array_equal(array(loaded(IMAGES)), array(tied_model(IMAGES)))
+    assert "convolution_op" not in vars(kt.strip_tying(loaded).get_layer("conv"))
+
+
+def test_an_error_in_the_gradient_surfaces(monkeypatch):
+    def broken(tensor, strides):
+        raise ZeroDivisionError("planted")
+
+    layer = tied(layers.Conv2D(3, 5), QUESTION)
+    inputs = IMAGES[:, :7, :6]  # of a size that no function is compiled for yet
+    monkeypatch.setattr(form, "spread", broken)
+
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        gradients(lambda: loss(layer, inputs), layer.trainable_variables)
