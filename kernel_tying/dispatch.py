@@ -31,13 +31,14 @@ class Way(NamedTuple):
     reason: str
 
 
-def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Way:
+def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled: bool | None = None) -> Way:
     """Returns the way of a layer with a tied kernel for inputs of a shape.
 
     Args:
         layer: a stock layer.
         kernel: its tied kernel, a `KernelView`.
         input_shape: shape with the batch axis, in the layer's data format; None for an unknown size.
+        is_compiled: whether XLA compiles the model around the layer; None: as it does just now.
     """
     if kernel.convolution == "kernel":
         return Way("kernel", "as asked for")
@@ -46,7 +47,7 @@ def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Way:
         return Way("kernel", obstacle)
     if kernel.convolution == "group_sums":
         return Way("group_sums", "as asked for")
-    return _faster_way(layer, kernel, _geometry(layer, kernel, input_shape))
+    return _faster_way(layer, kernel, _geometry(layer, kernel, input_shape), is_compiled)
 
 
 def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
@@ -64,7 +65,7 @@ def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
     return _BACKEND.obstacle()
 
 
-def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry) -> Way:
+def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled: bool | None) -> Way:
     """Returns the way that measurements say is the faster one; where nothing was measured, the stock one."""
     unmeasured = "several devices" if keras.distribution.distribution() is not None else _BACKEND.unmeasured()
     unmeasured = unmeasured or (layer.compute_dtype if layer.compute_dtype != "float32" else "")
@@ -74,7 +75,7 @@ def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry) -> Way:
         return Way("kernel", "does not pay with strides or groups of channels")
     channels = min(kernel.shape[-2:])
     saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
-    needed = _BACKEND.saving_that_pays(channels)
+    needed = _BACKEND.saving_that_pays(channels, is_compiled)
     reason = f"{saving:.1f} times fewer products, {needed:.1f} pay at {channels} channels"
     return Way("group_sums" if saving >= needed else "kernel", reason)
 

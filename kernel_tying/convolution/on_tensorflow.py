@@ -63,6 +63,6 @@ def unmeasured() -> str:
     return "" if len(tf.config.list_logical_devices()) == len(tf.config.list_logical_devices("CPU")) else "accelerators"
 
 
-def saving_that_pays(channels: int) -> float:
+def saving_that_pays(channels: int, is_compiled: bool | None = None) -> float:
     """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
     return math.inf if channels < 64 else 2.5

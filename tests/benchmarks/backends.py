@@ -1,5 +1,6 @@
 """What differs between backends when functions are timed: threads, compiling, gradients, waiting for the result."""
 
+import contextlib
 import os
 
 
@@ -68,3 +69,12 @@ def wait(way, result):
         import jax
 
         jax.block_until_ready(result)
+
+
+def inference(way):
+    """Returns a context in which nothing is kept for gradients."""
+    if way == "torch":
+        import torch
+
+        return torch.no_grad()
+    return contextlib.nullcontext()

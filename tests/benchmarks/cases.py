@@ -73,3 +73,11 @@ HELD_OUT = [
     Case("rotation", 5, 24, 96, 8, False),
     Case("radial", 7, 28, 16, 16, False),
 ]
+
+HUGE = [Case("blocks", 32, 56, 32, 1, False), Case("blocks", 64, 64, 32, 1, False)]
+DEPTHWISE = [
+    Case("dihedral", 3, 56, 64, 4, False),
+    Case("question", 5, 28, 128, 4, False),
+    Case("radial", 7, 28, 128, 4, False),
+    Case("dihedral", 13, 28, 64, 4, False),
+]

@@ -1,4 +1,4 @@
-"""Measures one backend with a number of threads, in a process of its own: `measure.py WAY THREADS SECTION FILE`."""
+"""Measures one way of running with a number of threads, in a process of its own: `measure.py WAY THREADS SECTION FILE`."""
 
 import json
 import os
@@ -8,15 +8,18 @@ way, threads, section, file = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.ar
 os.environ["KERAS_BACKEND"] = way.partition(" ")[0]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from backends import compiled, set_threads, wait, with_gradients
+from backends import compiled, inference, set_threads, wait, with_gradients
 
 set_threads(way.partition(" ")[0], threads)
 
 import importlib
+import math
+import resource
 
+import cases
 import keras
+import networks
 import numpy as np
-from cases import FITTED, HELD_OUT
 from keras import ops
 from timing import interleaved, ratios
 
@@ -27,53 +30,135 @@ backend = importlib.import_module(f"kernel_tying.convolution.on_{keras.backend.b
 
 
 def tensors(*shapes):
+    """Returns random tensors."""
     generator = np.random.default_rng(0)
     return [ops.convert_to_tensor(generator.normal(size=shape).astype("float32")) for shape in shapes]
 
 
+def timed(functions, arguments, **options):
+    """Returns summaries of functions of tensors, each run as `way` says."""
+    runs = {name: compiled(way, function) for name, function in functions.items()}
+    return interleaved({name: lambda name=name: wait(way, runs[name](*arguments[name])) for name in functions}, **options)
+
+
+def convolution(case, is_depthwise=False, with_training=True):
+    """Returns how many times faster the tied convolution of a case is than the stock one with the expanded kernel."""
+    channels = (case.channels, 1) if is_depthwise else (case.channels,) * 2
+    images, free = tensors((case.batch, case.size, case.size, case.channels), (case.pattern.num_free, *channels))
+    kernel = kt.expand(ops.reshape(free, (case.pattern.num_free, 1, *channels)), case.pattern)
+    sizes = [(case.size,) * 2, (case.k,) * 2, (1, 1), (1, 1)]
+    geometry = Geometry(case.pattern, *sizes[1:], padding_of("same", *sizes), case.channels if is_depthwise else 1)
+    stock = ops.depthwise_conv if is_depthwise else ops.conv
+    functions = {
+        "stock": lambda inputs, kernel: stock(inputs, kernel, padding="same"),
+        "tied": lambda inputs, free: backend.convolve(inputs, ops.reshape(free, grouped), geometry),
+    }
+    grouped = (case.pattern.num_free, 1, case.channels) if is_depthwise else tuple(free.shape)
+    arguments = {"stock": (images, kernel), "tied": (images, free)}
+    with inference(way):
+        times = timed(functions, arguments)
+    row = {"case": str(case), "saving": case.saving, "channels": case.channels, "is_fitted": case.is_fitted}
+    row |= {"forward": ratios(times, "stock")["tied"], "forward_ms": milliseconds(times)}
+    row["pays"] = case.saving >= backend.saving_that_pays(case.channels, way == "tensorflow jit") and not is_depthwise
+    if with_training:
+        gradients = {name: with_gradients(way, function) for name, function in functions.items()}
+        times = timed(gradients, {name: (*pair, images) for name, pair in arguments.items()})
+        row |= {"training": ratios(times, "stock")["tied"], "training_ms": milliseconds(times)}
+    return row
+
+
+def milliseconds(times):
+    """Returns medians in milliseconds."""
+    return {name: 1e3 * one["median"] for name, one in times.items()}
+
+
 def convolutions():
-    """Yields for each case how many times faster the tied convolution is than the stock one with the expanded kernel."""
-    for case in FITTED + HELD_OUT:
-        images, free = tensors((case.batch, case.size, case.size, case.channels), (case.pattern.num_free, *[case.channels] * 2))
-        kernel = kt.expand(ops.reshape(free, (case.pattern.num_free, 1, *free.shape[1:])), case.pattern)
-        sizes = [(case.size,) * 2, (case.k,) * 2, (1, 1), (1, 1)]
-        geometry = Geometry(case.pattern, *sizes[1:], padding_of("same", *sizes))
-        pays = case.saving >= backend.saving_that_pays(case.channels)
-
-        def stock(inputs, kernel):
-            return ops.conv(inputs, kernel, padding="same")
-
-        def tied(inputs, free, geometry=geometry):
-            return backend.convolve(inputs, free, geometry)
-
-        row = {"case": str(case), "saving": case.saving, "is_fitted": case.is_fitted, "channels": case.channels, "pays": pays}
-        for name, wrap in {"forward": lambda one: one, "training": lambda one: with_gradients(way, one)}.items():
-            functions = {}
-            for kind, function, weights in (("stock", stock, kernel), ("tied", tied, free)):
-                run = compiled(way, wrap(function))
-                arguments = (images, weights) if name == "forward" else (images, weights, images)
-                functions[kind] = lambda run=run, arguments=arguments: wait(way, run(*arguments))
-            if way == "torch" and name == "forward":
-                import torch
-
-                with torch.no_grad():
-                    times = interleaved(functions)
-            else:
-                times = interleaved(functions)
-            row[name] = ratios(times, "stock")["tied"]
-            row[f"{name}_ms"] = {kind: 1e3 * one["median"] for kind, one in times.items()}
-        yield row
-        print(
-            way,
-            threads,
-            row["case"],
-            f"{case.saving:.2f}",
-            *(f"{name} {row[name]['median']:.2f}" for name in ("forward", "training")),
-            pays,
-            flush=True,
-        )
+    """Yields the grid: configurations that the dispatch rule was fitted to, and others."""
+    for case in cases.FITTED + cases.HELD_OUT:
+        yield convolution(case)
 
 
-rows = list({"convolutions": convolutions}[section]())
-with open(file, "w") as target:
-    json.dump(rows, target)
+def special():
+    """Yields huge kernels in equal blocks, and depthwise layers."""
+    for case in cases.HUGE:
+        yield {"kind": "huge", **convolution(case, with_training=False)}
+    for case in cases.DEPTHWISE:
+        yield {"kind": "depthwise", **convolution(case, is_depthwise=True)}
+
+
+def growth():
+    """Yields times as one thing about the question's 5x5 layer grows."""
+    base = {"size": 16, "channels": 64, "batch": 8, "k": 5}
+    for name, values in {
+        "size": (8, 16, 32, 64),
+        "channels": (32, 64, 128, 256),
+        "batch": (1, 4, 16, 64),
+        "k": (3, 5, 7, 9),
+    }.items():
+        for value in values:
+            numbers = {**base, name: value}
+            family = "dihedral" if name == "k" else "question"
+            case = cases.Case(family, numbers["k"], numbers["size"], numbers["channels"], numbers["batch"], False)
+            yield {"grows": name, "value": value, **convolution(case, with_training=False)}
+
+
+def training():
+    """Yields whole `fit` steps of a small residual network, relative to the stock network."""
+    images, labels = np.random.default_rng(0).normal(size=(128, *networks.IMAGE)).astype("float32"), np.arange(128) % 10
+    for family, k in (("question", 5), ("radial", 7)):
+        functions = {}
+        for name, network in networks.competitors(family, k).items():
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            network.compile("adam", loss, jit_compile=way in ("jax", "tensorflow jit"))
+            functions[name] = lambda network=network: network.fit(images, labels, batch_size=32, verbose=0)
+        times = interleaved(functions, rounds=7, seconds=0)
+        for name, ratio in ratios(times, "stock").items():
+            time = {"median": 1 / ratio["median"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
+            yield {"network": f"{family} {k}x{k}", "name": name, "time": time, "step_ms": 1e3 * times[name]["median"] / 4}
+
+
+def projection():
+    """Yields the time to project a kernel, relative to a copy of its memory."""
+    for family, shape in (("rotation", (3, 3, 512, 512)), ("question", (5, 5, 512, 1024))):
+        pattern = cases.pattern_of(family, shape[0])
+        kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
+        tensor, target = ops.convert_to_tensor(kernel), np.empty_like(kernel)
+        run = compiled(way, lambda value, pattern=pattern: kt.project(value, pattern))
+        with inference(way):
+            times = interleaved(
+                {"copy": lambda a=target, b=kernel: np.copyto(a, b), "project": lambda run=run, x=tensor: wait(way, run(x))}
+            )
+        yield {
+            "kernel": f"{family} {shape}, {math.prod(shape) * 4 / 1e6:.1f} MB",
+            "copies": times["project"]["median"] / times["copy"]["median"],
+            "project_ms": 1e3 * times["project"]["median"],
+        }
+
+
+def memory(name):
+    """Yields the most memory that training steps of one of the networks take, in MB above what was taken before them."""
+    network = networks.competitors("radial", 7)[name]
+    images, labels = np.zeros((64, *networks.IMAGE), "float32"), np.arange(64) % 10
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    network.compile("adam", loss, jit_compile=way in ("jax", "tensorflow jit"))
+    network.fit(images, labels, batch_size=32, verbose=0)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield {"name": name, "megabytes": (after - before) / 1024}
+
+
+SECTIONS = {
+    "convolutions": convolutions,
+    "special": special,
+    "growth": growth,
+    "training": training,
+    "projection": projection,
+    "memory stock": lambda: memory("stock"),
+    "memory tied": lambda: memory("parameterization, auto"),
+}
+
+rows = []
+for row in SECTIONS[section]():
+    rows.append({"way": way, "threads": threads, **row})
+    with open(file, "w") as target:
+        json.dump(rows, target)

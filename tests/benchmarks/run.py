@@ -1,0 +1,157 @@
+"""Runs the benchmarks, prints tables of ratios, and writes them to `out/bench`: `python tests/benchmarks/run.py --help`.
+
+Each way of running is measured in a process of its own, with its threads pinned to as many cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+OUT = HERE.parent.parent / "out" / "bench"
+WAYS = ("jax", "tensorflow jit", "tensorflow", "torch")
+SECTIONS = ("convolutions", "special", "training", "projection", "memory stock", "memory tied", "growth")
+console = Console(width=150)
+
+
+def main():
+    """Measures what the arguments choose."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    chosen = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    results = {section: [] for section in SECTIONS}
+    for threads in chosen.threads:
+        for way in chosen.ways:
+            for section in chosen.sections:
+                if threads == min(chosen.threads) or section in ("convolutions", "training"):
+                    results[section] += measured(way, threads, section)
+    report(results)
+    (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
+    plot_speed_up(results["convolutions"])
+    plot_growth(results["growth"])
+    console.print(f"written to {OUT}")
+
+
+def measured(way, threads, section):
+    """Returns the rows of a section, measured in a process of its own."""
+    file = OUT / "part.json"
+    file.unlink(missing_ok=True)
+    console.print(f"[dim]{way}, {threads} threads: {section}[/]")
+    command = [sys.executable, str(HERE / "measure.py"), way, str(threads), section, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        console.print(done.stderr[-2000:], style="red", markup=False)
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def machine():
+    """Returns what the numbers depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def table(title, columns, rows):
+    """Prints a table."""
+    grid = Table(*columns, title=title)
+    for row in rows:
+        grid.add_row(*map(str, row))
+    console.print(grid)
+
+
+def spread(ratio):
+    """Returns a ratio with its quartiles."""
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else ""
+
+
+def report(results):
+    """Prints all tables."""
+    console.print(machine())
+    columns = ("way", "threads", "case", "k^2/K", "forward", "forward + gradients", "auto", "rule")
+    for section in ("convolutions", "special"):
+        table(
+            f"{section}: tied convolution, times faster than the stock one with the expanded kernel (quartiles)",
+            columns,
+            [
+                (
+                    *(row[name] for name in ("way", "threads", "case")),
+                    f"{row['saving']:.2f}",
+                    spread(row["forward"]),
+                    spread(row.get("training")),
+                    "group sums" if row["pays"] else "kernel",
+                    "fitted" if row["is_fitted"] else "held out",
+                )
+                for row in results[section]
+            ],
+        )
+    table(
+        "training: time of a fit step of a small residual network, relative to the stock network (quartiles)",
+        ("way", "threads", "network", "kernels", "time", "ms"),
+        [
+            (*(row[key] for key in ("way", "threads", "network", "name")), spread(row["time"]), f"{row['step_ms']:.0f}")
+            for row in results["training"]
+        ],
+    )
+    table(
+        "projection: time relative to a copy of the kernel's memory",
+        ("way", "kernel", "copies", "ms"),
+        [(row["way"], row["kernel"], f"{row['copies']:.1f}", f"{row['project_ms']:.1f}") for row in results["projection"]],
+    )
+    table(
+        "memory: peak of training steps of the radial 7x7 network",
+        ("way", "network", "MB"),
+        [(row["way"], row["name"], f"{row['megabytes']:.0f}") for row in results["memory stock"] + results["memory tied"]],
+    )
+
+
+def plot_speed_up(rows):
+    """Draws the speed-up against the saving of products, both logarithmic, with the line where both are equal."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, name in zip(axes, ("forward", "training"), strict=True):
+        for way in sorted({row["way"] for row in rows}):
+            own = [row for row in rows if row["way"] == way and row["threads"] == min(one["threads"] for one in rows)]
+            axis.scatter([row["saving"] for row in own], [row[name]["median"] for row in own], s=18, label=way)
+        axis.plot([1, 6], [1, 6], color="gray", linewidth=1, label="k²/K")
+        axis.axhline(1, color="gray", linewidth=1, linestyle=":")
+        axis.set(xscale="log", yscale="log", xlabel="k²/K, times fewer products")
+        axis.set_title("forward" if name == "forward" else "forward and gradients")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter("{x:g}")
+            ticks.set_minor_formatter("{x:g}")
+    axes[0].set_ylabel("times faster than stock")
+    axes[0].legend()
+    figure.savefig(OUT / "speed_up.svg")
+    figure.savefig(OUT / "speed_up.png", dpi=120)
+
+
+def plot_growth(rows):
+    """Draws times of the stock and of the tied convolution as one thing grows."""
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), sharey=True, layout="constrained")
+    for axis, name in zip(axes, ("size", "channels", "batch", "k"), strict=True):
+        for color, way in enumerate(sorted({row["way"] for row in rows})):
+            own = [row for row in rows if row["way"] == way and row["grows"] == name]
+            for kind, style in (("stock", ":"), ("tied", "-")):
+                times = [row["forward_ms"][kind] for row in own]
+                axis.plot([row["value"] for row in own], times, style, color=f"C{color}", label=f"{way}, {kind}")
+        axis.set(xscale="log", yscale="log", xlabel=name)
+    axes[0].set_ylabel("forward, ms")
+    axes[-1].legend(fontsize="x-small")
+    figure.savefig(OUT / "growth.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
