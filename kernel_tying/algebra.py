@@ -51,12 +51,7 @@ def expand(free: Tensor, pattern: TyingPattern) -> Tensor:
     # Two axes before `take`: on TensorFlow the gradient of a bare `take` of a variable is sparse with repeated rows,
     # with which Adam and others take wrong steps; behind a reshape it is dense (pinned by a test).
     rows = _tied_axes_first(free, pattern, (pattern.num_free, -1))
-    values = _rows(rows, np.maximum(pattern.labels, 0).ravel())
-    signs = pattern.signs.reshape(-1, 1)
-    if (signs < 0).any():
-        values = ops.where(signs < 0, ops.negative(values), values)
-    if (signs == 0).any():
-        values = ops.where(signs == 0, ops.zeros_like(values), values)
+    values = ops.stack(_expand_rows(ops.unstack(rows), pattern)) if _is_small(pattern) else _expand_matrix(rows, pattern)
     return _tied_axes_back(values, pattern, shape)
 
 
@@ -85,15 +80,9 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     [2.0, 5.0]
     """
     kernel = ops.convert_to_tensor(kernel)
-    dtype = backend.standardize_dtype(kernel.dtype)
-    shape = free_shape(tuple(kernel.shape), pattern)
-    if not backend.is_float_dtype(dtype):
-        raise TyingError(f"Kernels of a float dtype are averaged. Received dtype={dtype!r}. Cast the kernel first.")
-    rows = ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
-    labels, members = zip(*pattern.groups_by_size, strict=True)
-    means = [_mean_of_equal_groups(rows, positions, pattern.signs.ravel()[positions]) for positions in members]
-    in_order = means[0] if len(means) == 1 else _rows(ops.concatenate(means), np.argsort(np.concatenate(labels)))
-    return _tied_axes_back(ops.cast(in_order, dtype), pattern, shape)
+    rows = _rows_to_average(kernel, pattern)
+    means = ops.stack(_average_rows(ops.unstack(rows), pattern)) if _is_small(pattern) else _average_matrix(rows, pattern)
+    return _tied_axes_back(ops.cast(means, kernel.dtype), pattern, free_shape(tuple(kernel.shape), pattern))
 
 
 def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
@@ -107,7 +96,12 @@ def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     >>> np.array(kt.project(np.array([1.0, 5.0, 3.0], "float32"), kt.TyingPattern.parse("ABA"))).tolist()
     [2.0, 5.0, 2.0]
     """
-    return expand(average(kernel, pattern), pattern)
+    kernel = ops.convert_to_tensor(kernel)
+    rows = _rows_to_average(kernel, pattern)
+    if not _is_small(pattern):
+        return expand(average(kernel, pattern), pattern)
+    tied = ops.stack(_expand_rows(_average_rows(ops.unstack(rows), pattern), pattern))
+    return _tied_axes_back(ops.cast(tied, kernel.dtype), pattern, tuple(kernel.shape))
 
 
 def relative_distance(kernel: Tensor, tied: Tensor) -> float:
@@ -212,7 +206,63 @@ def _tied_axes_back(matrix: Tensor, pattern: TyingPattern, shape: tuple[int, ...
     return tensor if order == sorted(order) else ops.transpose(tensor, np.argsort(order).tolist())
 
 
-def _rows(matrix: Tensor, indices: np.ndarray) -> Tensor:
+def _rows_to_average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns a kernel as a matrix with one row for each position, in the dtype in which it is averaged."""
+    check_fits(pattern, tuple(kernel.shape))
+    dtype = backend.standardize_dtype(kernel.dtype)
+    if not backend.is_float_dtype(dtype):
+        raise TyingError(f"Kernels of a float dtype are averaged. Received dtype={dtype!r}. Cast the kernel first.")
+    return ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
+
+
+def _is_small(pattern: TyingPattern) -> bool:
+    """Returns whether rows are taken one by one: compiled into one pass, that takes a tenth of the time of gathering them."""
+    return pattern.labels.size <= 128  # beyond, as for matrices, there are too many operations to compile
+
+
+def _expand_rows(free: list[Tensor], pattern: TyingPattern) -> list[Tensor]:
+    """Returns the row of each position for the row of each group."""
+    positions = zip(pattern.labels.ravel(), pattern.signs.ravel(), strict=True)
+    by_sign = {1: lambda row: row, -1: ops.negative, 0: ops.zeros_like}
+    return [by_sign[int(sign)](free[label]) for label, sign in positions]
+
+
+def _average_rows(kernel: list[Tensor], pattern: TyingPattern) -> list[Tensor]:
+    """Returns the row of each group for the row of each position."""
+    labels, signs = pattern.labels.ravel(), pattern.signs.ravel()
+    groups = (np.flatnonzero(labels == group) for group in range(pattern.num_free))
+    return [_mean([kernel[one] if signs[one] > 0 else ops.negative(kernel[one]) for one in members]) for members in groups]
+
+
+def _mean(rows: list[Tensor]) -> Tensor:
+    anchor, *others = rows
+    if not others:
+        return anchor
+    total = others[0] - anchor
+    for row in others[1:]:
+        total = total + (row - anchor)
+    return anchor + total / len(rows)
+
+
+def _expand_matrix(free: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns the matrix with a row for each position for one with a row for each group."""
+    values = _take(free, np.maximum(pattern.labels, 0).ravel())
+    signs = pattern.signs.reshape(-1, 1)
+    if (signs < 0).any():
+        values = ops.where(signs < 0, ops.negative(values), values)
+    if (signs == 0).any():
+        values = ops.where(signs == 0, ops.zeros_like(values), values)
+    return values
+
+
+def _average_matrix(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns the matrix with a row for each group for one with a row for each position."""
+    labels, members = zip(*pattern.groups_by_size, strict=True)
+    means = [_mean_of_equal_groups(kernel, positions, pattern.signs.ravel()[positions]) for positions in members]
+    return means[0] if len(means) == 1 else _take(ops.concatenate(means), np.argsort(np.concatenate(labels)))
+
+
+def _take(matrix: Tensor, indices: np.ndarray) -> Tensor:
     """Returns rows of `matrix`."""
     # The dtype is given because Keras makes floats of NumPy's integers on JAX where `keras.config.floatx()` is bfloat16.
     return ops.take(matrix, ops.convert_to_tensor(indices, dtype="int32"), axis=0)
@@ -220,7 +270,7 @@ def _rows(matrix: Tensor, indices: np.ndarray) -> Tensor:
 
 def _mean_of_equal_groups(rows: Tensor, members: np.ndarray, signs: np.ndarray) -> Tensor:
     """Returns the signed mean over each group of rows, for `(g, n)` members a matrix of `g` rows."""
-    groups = ops.reshape(_rows(rows, members.ravel()), (*members.shape, -1))
+    groups = ops.reshape(_take(rows, members.ravel()), (*members.shape, -1))
     if (signs < 0).any():
         groups = ops.where(signs[..., None] < 0, ops.negative(groups), groups)
     anchor = groups[:, 0]

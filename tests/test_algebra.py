@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kernel_tying as kt
+from kernel_tying import testing
 from kernel_tying.algebra import relative_distance
 from kernel_tying.testing import dense_basis, kernels, patterns, tied_problems
 
@@ -315,3 +316,18 @@ def test_operations_take_patterns_only(operation):
 def test_average_takes_floats_only():
     with raises_tying_error("dtype='int64'"):
         kt.average(np.ones((3,), "int64"), kt.TyingPattern.parse("ABA"))
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_patterns_of_many_positions_obey_the_same_laws(is_signed, dtype):
+    generator = np.random.default_rng(0)
+    signs = generator.integers(-1, 2, (13, 11)) if is_signed else None
+    labels = generator.integers(0, 20, (13, 11))
+    pattern = kt.TyingPattern(labels if signs is None else np.where(signs == 0, -1, labels), signs)
+    kernel = generator.normal(size=(13, 11, 2, 3)).astype(dtype)
+
+    testing.assert_projection(pattern, kernel)
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(array(kt.average(kernel, pattern)), dense_average(kernel, pattern), atol=tolerance)
+    np.testing.assert_allclose(array(kt.project(kernel, pattern)), dense_project(kernel, pattern), atol=tolerance)
