@@ -75,7 +75,10 @@ def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled
         return Way("kernel", "does not pay with strides or groups of channels")
     channels = min(kernel.shape[-2:])
     saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
-    needed = _BACKEND.saving_that_pays(channels, is_compiled)
+    savings = _BACKEND.savings_that_pay(is_compiled)
+    if savings is None:
+        return Way("kernel", f"not measured on {_BACKEND.threads()} threads")
+    needed = min((one for least, one in savings.items() if channels >= least), default=math.inf)
     reason = f"{saving:.1f} times fewer products, {needed:.1f} pay at {channels} channels"
     return Way("group_sums" if saving >= needed else "kernel", reason)
 

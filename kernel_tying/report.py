@@ -54,7 +54,8 @@ def tying_report(model_or_layer: keras.Layer) -> TyingReport:
     Raises:
         TyingError: no model or layer.
     """
-    rows = [row for site in find_sites(model_or_layer) for row in _rows(site)]
+    is_compiled = getattr(model_or_layer, "jit_compile", None)
+    rows = [row for site in find_sites(model_or_layer) for row in _rows(site, is_compiled)]
     return TyingReport(model_or_layer.name, rows)
 
 
@@ -148,17 +149,17 @@ class TyingReport:
 COLUMNS = ("kernel", "mode", "pattern", "free/full", "error", "lost", "convolves")
 
 
-def _rows(site: Site) -> list[ReportRow]:
+def _rows(site: Site, is_compiled: bool | None) -> list[ReportRow]:
     """Returns the rows of a site: its tied kernels, or the layer itself if it has weights that could be asked for."""
-    rows = [_tied_row(kernel) for kernel in tied_kernels(site)]
+    rows = [_tied_row(kernel, is_compiled) for kernel in tied_kernels(site)]
     if rows or not keras_private.own_variables(site.layer):
         return rows
     return [ReportRow(site.path, type(site.layer).__name__, reason=notes.reason(site.layer), key=site.key)]
 
 
-def _tied_row(kernel: TiedKernel) -> ReportRow:
+def _tied_row(kernel: TiedKernel, is_compiled: bool | None) -> ReportRow:
     layer, variable = kernel.site.layer, kernel.variable
-    way = _way(layer, variable)
+    way = _way(layer, variable, is_compiled)
     shape = None if variable is None else tuple(variable.shape)
     return ReportRow(
         layer=kernel.site.path,
@@ -176,11 +177,11 @@ def _tied_row(kernel: TiedKernel) -> ReportRow:
     )
 
 
-def _way(layer: keras.Layer, variable: Any) -> Way:
+def _way(layer: keras.Layer, variable: Any, is_compiled: bool | None) -> Way:
     """Returns how a layer convolves with a tied kernel, on inputs of the shape for which it was built."""
     if not isinstance(variable, KernelView):
         return Way("kernel", "")
-    return way_to_convolve(layer, variable, tuple(layer.get_build_config().get("input_shape") or (None, None)))
+    return way_to_convolve(layer, variable, tuple(layer.get_build_config().get("input_shape") or (None, None)), is_compiled)
 
 
 def _title(report: TyingReport) -> str:

@@ -11,7 +11,6 @@ from keras import layers, ops
 
 import kernel_tying as kt
 from kernel_tying import testing
-from kernel_tying.convolution import form
 from kernel_tying.convolution.geometry import Geometry, padding_of, samples_per_chunk, tile_size
 from kernel_tying.convolution.sums import adjoint_sums, group_sums, members, schedule
 
@@ -111,9 +110,7 @@ def chunks(request, monkeypatch):
     if request.param == "whole":
         yield
         return
-    for module in (form, BACKEND):
-        if hasattr(module, "CHUNK_BYTES"):
-            monkeypatch.setattr(module, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(BACKEND, "_CHUNK_BYTES", 16)
     _forget_compiled(monkeypatch)
     yield
     _forget_compiled(monkeypatch)

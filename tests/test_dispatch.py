@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import kernel_tying as kt
-from kernel_tying import testing
+from kernel_tying import dispatch, testing
 from kernel_tying.convolution import form
 
 CONVOLVING = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -113,11 +113,20 @@ def test_a_layer_that_cannot_take_group_sums_convolves_as_ever_and_the_report_sa
     ],
     ids=str,
 )
-def test_auto_takes_group_sums_where_measurements_say_that_they_pay(options, expected, reason):
+def test_auto_takes_group_sums_where_measurements_say_that_they_pay(monkeypatch, options, expected, reason):
+    monkeypatch.setattr(dispatch._BACKEND, "savings_that_pay", lambda is_compiled: {64: 2.5, 128: 1.5})
     layer = tied(layers.Conv2D(**{"filters": 64, "kernel_size": 5, **options}), QUESTION, "auto")
 
     assert row(layer).convolution == expected
     assert reason in row(layer).convolution_reason
+
+
+def test_auto_takes_the_stock_convolution_where_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr(dispatch._BACKEND, "threads", lambda: 96)
+
+    layer = tied(layers.Conv2D(64, 5), QUESTION, "auto")
+
+    assert (row(layer).convolution, row(layer).convolution_reason) == ("kernel", "not measured on 96 threads")
 
 
 def test_a_size_that_is_not_known_keeps_the_stock_convolution():

@@ -19,18 +19,16 @@ from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chu
 from kernel_tying.convolution.products import product_of
 from kernel_tying.convolution.sums import Offset, Read, Schedule, schedule
 
-CHUNK_BYTES = 2**18  # of a group sum: a dozen of them fit into a second-level cache of 2 MB, where products find them
-
 Step = Callable[[Any, tuple[Tensor, ...]], tuple[Any, Tensor]]
 # scan(step, carry, xs, shape), with step(carry, x) -> (carry, y) and y of a shape, as `jax.lax.scan`: each backend has its own.
 Scan = Callable[[Step, Any, tuple[Tensor, ...], tuple[int, ...]], tuple[Any, Tensor]]
 
 
-def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan) -> Tensor:
-    """Returns `sum_g (S_g x) theta_g`, of shape `(batch, *spatial, out)`."""
+def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan, chunk_bytes: int) -> Tensor:
+    """Returns `sum_g (S_g x) theta_g`, of shape `(batch, *spatial, out)`, from group sums of so many bytes at a time."""
     product, channels = product_of(_wide(free), geometry.groups), max(inputs.shape[-1], free.shape[-1])
     size = geometry.output_size(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, channels, CHUNK_BYTES)
+    tile = tile_size(geometry, size, channels, chunk_bytes)
     samples, padding = tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
     plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
 
@@ -39,15 +37,18 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan) -> Ten
         outputs = ops.reshape(product.convolve(sums), (-1, *tile, free.shape[-1]))
         return carry, ops.cast(outputs, inputs.dtype)
 
-    _, outputs = _by_chunks(step, (), (samples,), 4 * math.prod(tile) * channels, (*tile, free.shape[-1]), scan)
+    length = samples_per_chunk(samples.shape[0], 4 * math.prod(tile) * channels, chunk_bytes)
+    _, outputs = _by_chunks(step, (), (samples,), length, (*tile, free.shape[-1]), scan)
     return untiled(outputs, inputs, size)
 
 
-def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry, scan: Scan) -> tuple[Tensor, Tensor]:
+def backward(
+    inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry, scan: Scan, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
     """Returns the gradients in `inputs` and in `free` for a gradient in the output."""
     product, channels = product_of(_wide(free), geometry.groups), max(inputs.shape[-1], free.shape[-1])
     size = tuple(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, channels, CHUNK_BYTES)
+    tile = tile_size(geometry, size, channels, chunk_bytes)
     samples, _ = tiles(inputs, ((0, 0),) * len(size), tile[0], size[0], 0)
     upstream = spread(upstream, geometry.strides)
     gradients, padding = tiles(upstream, geometry.adjoint_padding(size), tile[0], size[0], geometry.reach[0])
@@ -60,7 +61,8 @@ def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry,
         return carry + free_gradient, ops.cast(outputs, inputs.dtype)
 
     xs, shape = (samples, gradients), (*tile, inputs.shape[-1])
-    total, outputs = _by_chunks(step, product.zeros(), xs, 4 * math.prod(tile) * channels, shape, scan)
+    length = samples_per_chunk(samples.shape[0], 4 * math.prod(tile) * channels, chunk_bytes)
+    total, outputs = _by_chunks(step, product.zeros(), xs, length, shape, scan)
     return untiled(outputs, inputs, size), ops.cast(product.as_free(total), free.dtype)
 
 
@@ -126,12 +128,10 @@ def untiled(tensor: Tensor, inputs: Tensor, size: Offset) -> Tensor:
 
 
 def _by_chunks(
-    step: Step, carry: Any, samples: tuple[Tensor, ...], sample_bytes: int, shape: tuple[int, ...], scan: Scan
+    step: Step, carry: Any, samples: tuple[Tensor, ...], length: int, shape: tuple[int, ...], scan: Scan
 ) -> tuple[Any, Tensor]:
-    """Scans over chunks of samples, with outputs of a shape each. Returns the last carry and all outputs."""
-    count = samples[0].shape[0]
-    length = samples_per_chunk(count, sample_bytes, CHUNK_BYTES)
-    if length == count:
+    """Scans over chunks of so many samples, with outputs of a shape each. Returns the last carry and all outputs."""
+    if length == samples[0].shape[0]:
         return step(carry, samples)
     carry, outputs = scan(step, carry, tuple(_chunks(one, length) for one in samples), (length, *shape))
     return carry, ops.reshape(outputs, (-1, *shape))[: ops.shape(samples[0])[0]]

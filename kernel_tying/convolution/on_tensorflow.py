@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util  # not exported; nothing else knows of `jit_compile` while tracing
 
 from kernel_tying.algebra import Tensor
 from kernel_tying.convolution import form
 from kernel_tying.convolution.differentiable import differentiable
 from kernel_tying.convolution.geometry import Geometry
+from kernel_tying.convolution.threads import chunk_bytes, cpu_threads
 from kernel_tying.keras_private import is_exporting
+
+_CHUNK_BYTES = 2**18
+# channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
+_PAYS_BESIDE_XLA = {1: {32: 2.5, 128: 1.5}, 2: {32: 4.5, 64: 2.5, 128: 1.7}}
+_PAYS_BESIDE_ONEDNN = {1: {32: 4.5, 64: 2.5, 256: 1.5}, 2: {64: 4.0, 256: 2.5}}
 
 
 def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
@@ -30,12 +37,12 @@ convolve = differentiable(forward, backward)
 # A tape that sees these functions would make gradients of their loops, which XLA cannot compile: hence `stop_gradient`.
 @tf.function(jit_compile=True, autograph=False)
 def _forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
-    return form.forward(inputs, free, geometry, _scan)
+    return form.forward(inputs, free, geometry, _scan, chunk_bytes(threads(), _CHUNK_BYTES))
 
 
 @tf.function(jit_compile=True, autograph=False)
 def _backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    return form.backward(inputs, free, upstream, geometry, _scan)
+    return form.backward(inputs, free, upstream, geometry, _scan, chunk_bytes(threads(), _CHUNK_BYTES))
 
 
 def _scan(step: Any, carry: Any, xs: Any, shape: tuple[int, ...]) -> Any:
@@ -63,6 +70,17 @@ def unmeasured() -> str:
     return "" if len(tf.config.list_logical_devices()) == len(tf.config.list_logical_devices("CPU")) else "accelerators"
 
 
-def saving_that_pays(channels: int, is_compiled: bool | None = None) -> float:
-    """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
-    return math.inf if channels < 64 else 2.5
+def threads() -> int:
+    """Returns the number of threads that compute."""
+    return tf.config.threading.get_intra_op_parallelism_threads() or cpu_threads()
+
+
+def savings_that_pay(is_compiled: bool | None) -> Mapping[int, float] | None:
+    """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured.
+
+    Args:
+        is_compiled: whether XLA compiles the stock convolution too; None: as in what is traced just now. oneDNN's is faster.
+    """
+    if is_compiled is None:
+        is_compiled = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return (_PAYS_BESIDE_XLA if is_compiled else _PAYS_BESIDE_ONEDNN).get(threads())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,21 @@ from kernel_tying.algebra import Tensor
 from kernel_tying.convolution import form
 from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chunk, tile_size
 from kernel_tying.convolution.sums import Offset, Read, Schedule, schedule
+from kernel_tying.convolution.threads import chunk_bytes
 
-CHUNK_BYTES = 2**17  # of one group sum: fewer than for XLA, as all of them lie in the buffer at once
+# channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
+_PAYS = {1: {32: 4.5, 64: 2.5, 128: 1.7}, 2: {64: 4.0, 128: 3.0}}
+
+_CHUNK_BYTES = 2**17  # less than for XLA, as all group sums lie in one buffer
 
 
 def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
     """Returns the output of the tied convolution."""
     if not _is_dense(inputs, geometry):
-        return form.forward(inputs, free, geometry, _scan)
+        return form.forward(inputs, free, geometry, _scan, _chunk_bytes())
     count, channels, filters = free.shape
     size = geometry.output_size(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, channels, CHUNK_BYTES)
+    tile = tile_size(geometry, size, channels, _chunk_bytes())
     samples, padding = form.tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
     plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
     outputs = inputs.new_empty((len(samples), *tile, filters))
@@ -35,10 +39,10 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
 def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Returns the gradients in inputs and free weights."""
     if not _is_dense(inputs, geometry):
-        return form.backward(inputs, free, upstream, geometry, _scan)
+        return form.backward(inputs, free, upstream, geometry, _scan, _chunk_bytes())
     count, channels, filters = free.shape
     size = tuple(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, filters, CHUNK_BYTES)
+    tile = tile_size(geometry, size, filters, _chunk_bytes())
     samples = form.tiles(inputs, ((0, 0),) * len(size), tile[0], size[0], 0)[0].contiguous()
     upstream = form.spread(upstream, geometry.strides)
     gradients, padding = form.tiles(upstream, geometry.adjoint_padding(size), tile[0], size[0], geometry.reach[0])
@@ -61,7 +65,7 @@ def _is_dense(inputs: Tensor, geometry: Geometry) -> bool:
 def _summed_chunks(inputs: Tensor, plan: Schedule, padding: Padding, size: Offset) -> Iterator[tuple[slice, Tensor]]:
     """Yields samples and their group sums, `(rows, K * channels)` in a buffer that is used again."""
     *_, channels = inputs.shape
-    length = min(len(inputs), samples_per_chunk(None, inputs.element_size() * math.prod(size) * channels, CHUNK_BYTES))
+    length = min(len(inputs), samples_per_chunk(None, inputs.element_size() * math.prod(size) * channels, _chunk_bytes()))
     padded = [one + before + after for one, (before, after) in zip(inputs.shape[1:-1], padding, strict=True)]
     images = [inputs.new_zeros((length, *padded, channels))]
     images += [inputs.new_empty((length, *one, channels)) for one in plan.sizes]
@@ -140,6 +144,15 @@ def unmeasured() -> str:
     return "accelerators" if torch.accelerator.is_available() else ""
 
 
-def saving_that_pays(channels: int, is_compiled: bool | None = None) -> float:
-    """Returns how many times fewer products make the tied convolution the faster one, forward and backward."""
-    return math.inf if channels < 64 else 2.5
+def _chunk_bytes() -> int:
+    return chunk_bytes(threads(), _CHUNK_BYTES)
+
+
+def threads() -> int:
+    """Returns the number of threads that compute."""
+    return torch.get_num_threads()
+
+
+def savings_that_pay(is_compiled: bool | None) -> Mapping[int, float] | None:
+    """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured."""
+    return _PAYS.get(threads())
