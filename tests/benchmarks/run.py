@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -41,8 +42,9 @@ def main():
                     results[section] += measured(way, threads, section)
     report(results)
     (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
-    plot_speed_up(results["convolutions"])
-    plot_growth(results["growth"])
+    for plot, section in ((plot_speed_up, "convolutions"), (plot_growth, "growth")):
+        if results[section]:
+            plot(results[section])
     console.print(f"written to {OUT}")
 
 
