@@ -53,6 +53,7 @@ class SquareRings(keras.constraints.Constraint):
     """What the RadialConstraint of tf.keras meant: each square ring takes the value at its middle, ring by ring."""
 
     def __call__(self, kernel):
+        kernel = ops.convert_to_tensor(kernel)
         k = kernel.shape[0]
         rows, columns = np.indices((k, k))
         ring = np.maximum(abs(rows - k // 2), abs(columns - k // 2))

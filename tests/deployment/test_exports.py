@@ -12,7 +12,7 @@ import kernel_tying as kt
 
 # Orthonormal free weights make the longest graph, a stripped model the shortest. Similar families have only the longest.
 BRIEFLY = ("grouped", "channels_first", "transposed_volumes", "looped", "nested", "subclassed_with_norm")
-KEEPS_FREE_WEIGHTS = {"tensorflow": {"tf_saved_model"}, "jax": {"tf_saved_model", "onnx"}, "torch": {"torch"}}[BACKEND]
+KEEPS_FREE_WEIGHTS = {"tensorflow": {"tf_saved_model"}, "jax": {"tf_saved_model", "onnx"}, "torch": {"onnx", "torch"}}[BACKEND]
 
 
 def variants(format, family):

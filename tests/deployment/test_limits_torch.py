@@ -10,6 +10,8 @@ from keras import ops
 from runtimes import export, exported
 from test_limits import with_and_without_tying
 
+import kernel_tying as kt
+
 
 @with_and_without_tying
 @pytest.mark.usefixtures("int64_constants")
@@ -53,15 +55,34 @@ def test_onnx_takes_volumes_in_a_fixed_number_of_rows_alone(variant, tmp_path):
 
 
 def permuted():
-    """Returns a stock model with a constant of int64, as a tied one has to expand its free weights."""
+    """Returns a stock model with a constant of int64, as a tied one has to expand its free weights at many positions."""
     x = keras.Input((4,), name="row")
     return keras.Model(x, ops.take(x, np.array([2, 0, 1, 3]), axis=1))
 
 
-@pytest.mark.parametrize("build", [permuted, lambda: make("planes", "values")], ids=["stock", "tied"])
-def test_litert_loses_constants_of_int64_after_the_first_export_of_a_process(build, tmp_path):
-    assert litert_torch
-    jax.config.update("jax_enable_x64", False)  # as Keras leaves it behind the first export
+def tied(k):
+    x = keras.Input((16, 16, 1), name="image")
+    return kt.apply_tying(keras.Model(x, keras.layers.Conv2D(1, k)(x)), "dihedral", mode="parameterization")
 
+
+@pytest.fixture
+def int32_constants():
+    """What Keras leaves behind the first export of a process."""
+    assert litert_torch
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.usefixtures("int32_constants")
+@pytest.mark.parametrize("build", [permuted, lambda: tied(12)], ids=["stock", "tied"])
+def test_litert_loses_constants_of_int64_after_the_first_export_of_a_process(build, tmp_path):
     with pytest.raises(RuntimeError, match=r"expected operand type 'tensor<.*xi32>', but provided 'tensor<.*xi64>'"):
         export(build(), "litert", tmp_path)
+
+
+@pytest.mark.usefixtures("int32_constants")
+def test_litert_takes_tied_kernels_of_up_to_128_positions_any_number_of_times(tmp_path):
+    model = tied(11)
+
+    function = exported(model, "litert", tmp_path)
+
+    np.testing.assert_allclose(function(batch(model, 1)), ops.convert_to_numpy(model(batch(model, 1))), rtol=0, atol=1e-5)
