@@ -1,4 +1,4 @@
-"""torch's own way of computing tied convolutions: group sums side by side in one buffer, and one product for each chunk."""
+"""torch's own way of computing tied convolutions: one buffer for each group sum in turn, and products added in place."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from kernel_tying.convolution.threads import chunk_bytes
 # channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
 _PAYS = {1: {32: 4.5, 64: 2.5, 128: 1.7}, 2: {64: 3.5, 128: 3.0, 256: 1.5}}
 
-_CHUNK_BYTES = 2**17  # less than for XLA, as all group sums lie in one buffer
+_CHUNK_BYTES = 2**17  # less than for XLA: a chunk's shared sums, one group sum and outputs have to stay in the cache
 
 
 def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
     """Returns the output of the tied convolution."""
     if not _is_dense(inputs, geometry):
         return form.forward(inputs, free, geometry, _scan, _chunk_bytes())
-    count, channels, filters = free.shape
+    channels, filters = free.shape[1:]
     size = geometry.output_size(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, channels, _chunk_bytes())
+    tile = tile_size(geometry, size, channels, 2 * _chunk_bytes())
     samples, padding = form.tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
     plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
-    outputs = inputs.new_empty((len(samples), *tile, filters))
-    weights = free.reshape(count * channels, filters)
+    outputs = inputs.new_zeros((len(samples), *tile, filters))
+    weights = free.unbind()
     for chunk, sums in _summed_chunks(samples, plan, padding, tile):
-        torch.mm(sums, weights, out=outputs[chunk].view(-1, filters))
+        rows = outputs[chunk].view(-1, filters)
+        for one, weight in zip(sums, weights, strict=True):
+            rows.addmm_(one, weight)
     return form.untiled(outputs, inputs, size)
 
 
@@ -40,20 +42,21 @@ def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry)
     """Returns the gradients in inputs and free weights."""
     if not _is_dense(inputs, geometry):
         return form.backward(inputs, free, upstream, geometry, _scan, _chunk_bytes())
-    count, channels, filters = free.shape
+    channels, filters = free.shape[1:]
     size = tuple(inputs.shape[1:-1])
-    tile = tile_size(geometry, size, filters, _chunk_bytes())
+    tile = tile_size(geometry, size, filters, 2 * _chunk_bytes())
     samples = form.tiles(inputs, ((0, 0),) * len(size), tile[0], size[0], 0)[0].contiguous()
     upstream = form.spread(upstream, geometry.strides)
     gradients, padding = form.tiles(upstream, geometry.adjoint_padding(size), tile[0], size[0], geometry.reach[0])
     plan = schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile)
-    input_gradient = torch.empty_like(samples)
-    free_gradient = inputs.new_zeros((channels, count * filters))
-    weights = free.transpose(1, 2).reshape(count * filters, channels)
+    input_gradient, free_gradient = torch.zeros_like(samples), torch.zeros_like(free)
+    weights = list(zip(free.transpose(1, 2).unbind(), free_gradient.unbind(), strict=True))
     for chunk, sums in _summed_chunks(gradients, plan, padding, tile):
-        torch.mm(sums, weights, out=input_gradient[chunk].view(-1, channels))
-        free_gradient.addmm_(samples[chunk].view(-1, channels).T, sums)
-    return form.untiled(input_gradient, inputs, size), free_gradient.view(channels, count, filters).transpose(0, 1)
+        rows, adjoint = input_gradient[chunk].view(-1, channels), samples[chunk].view(-1, channels).T
+        for one, (weight, weight_gradient) in zip(sums, weights, strict=True):
+            rows.addmm_(one, weight)
+            weight_gradient.addmm_(adjoint, one)
+    return form.untiled(input_gradient, inputs, size), free_gradient
 
 
 def _is_dense(inputs: Tensor, geometry: Geometry) -> bool:
@@ -62,33 +65,47 @@ def _is_dense(inputs: Tensor, geometry: Geometry) -> bool:
     return geometry.groups == 1 and is_wide
 
 
-def _summed_chunks(inputs: Tensor, plan: Schedule, padding: Padding, size: Offset) -> Iterator[tuple[slice, Tensor]]:
-    """Yields samples and their group sums, `(rows, K * channels)` in a buffer that is used again."""
+def _summed_chunks(inputs: Tensor, plan: Schedule, padding: Padding, size: Offset) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+    """Yields samples and their group sums, `(rows, channels)`: the next one overwrites the last."""
     *_, channels = inputs.shape
     length = min(len(inputs), samples_per_chunk(None, inputs.element_size() * math.prod(size) * channels, _chunk_bytes()))
     padded = [one + before + after for one, (before, after) in zip(inputs.shape[1:-1], padding, strict=True)]
     images = [inputs.new_zeros((length, *padded, channels))]
     images += [inputs.new_empty((length, *one, channels)) for one in plan.sizes]
-    inner = [slice(before, before + one) for one, (before, _) in zip(inputs.shape[1:-1], padding, strict=True)]
-    sums = inputs.new_empty((length, *size, len(plan.groups), channels))
+    inside = (slice(low, low + one) for one, (low, _) in zip(inputs.shape[1:-1], padding, strict=True))
+    unpadded = images[0][(slice(None), *inside)]
+    total = inputs.new_empty((length, *size, channels))
+    steps = [(image, _windows(images, reads)) for image, reads in zip(images[1:], plan.steps, strict=True)]
+    groups = [_windows(images, reads) for reads in plan.groups]
+
+    def sums(rows: Tensor) -> Iterator[Tensor]:
+        for windows in groups:
+            _sum_into(total, windows)
+            yield rows
+
     for start in range(0, len(inputs), length):
         chunk = inputs[start : start + length]
-        images[0][(slice(len(chunk)), *inner)] = chunk
-        for image, reads in zip(images[1:], plan.steps, strict=True):
-            _sum_into(image, images, reads)
-        for index, reads in enumerate(plan.groups):
-            _sum_into(sums[..., index, :], images, reads)
-        yield slice(start, start + length), sums[: len(chunk)].view(-1, len(plan.groups) * channels)
+        unpadded[: len(chunk)] = chunk
+        for image, windows in steps:
+            _sum_into(image, windows)
+        yield slice(start, start + length), sums(total[: len(chunk)].view(-1, channels))
 
 
-def _sum_into(target: Tensor, images: list[Tensor], reads: Sequence[Read]) -> None:
-    """Writes the signed sum of what is read of images to `target`."""
-    first, *rest = ((images[read.image][(slice(None), *read.window)], read.sign) for read in reads)
-    if not rest or first[1] < 0:
-        torch.mul(first[0], first[1], out=target)
+def _windows(images: list[Tensor], reads: Sequence[Read]) -> list[tuple[Tensor, int]]:
+    """Returns views of what is read, each with its sign."""
+    return [(images[read.image][(slice(None), *read.window)], read.sign) for read in reads]
+
+
+def _sum_into(target: Tensor, windows: Sequence[tuple[Tensor, int]]) -> None:
+    """Writes the signed sum of windows to `target`."""
+    (first, first_sign), *rest = windows
+    if first_sign < 0:
+        torch.neg(first, out=target)
+    elif not rest:
+        target.copy_(first)
     else:
-        second = rest.pop(0)
-        torch.add(first[0], second[0], alpha=second[1], out=target)
+        (second, sign), *rest = rest
+        torch.add(first, second, alpha=sign, out=target)
     for tensor, sign in rest:
         target.add_(tensor, alpha=sign)
 

@@ -21,12 +21,13 @@ class DenseProduct:
 
     def convolve(self, sums: list[Tensor]) -> Tensor:
         """Returns `sum_g s_g theta_g`, one row for each sample and position."""
-        return _total(ops.matmul(_rows(one, one.shape[-1]), self.free[index]) for index, one in enumerate(sums))
+        count, channels, filters = self.shape
+        return ops.matmul(_side_by_side(sums), ops.reshape(self.free, (count * channels, filters)))
 
     def gradients(self, inputs: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns `sum_g z_g theta_g^T`, and the matrix `(in, K * out)` of all `x^T z_g`."""
         count, channels, filters = self.shape
-        stacked = ops.concatenate([_rows(one, filters) for one in sums], axis=-1)
+        stacked = _side_by_side(sums)
         adjoint = ops.reshape(ops.transpose(self.free, (0, 2, 1)), (count * filters, channels))
         return ops.matmul(stacked, adjoint), ops.matmul(ops.transpose(_rows(inputs, channels)), stacked)
 
@@ -86,6 +87,19 @@ def product_of(free: Tensor, groups: int) -> DenseProduct:
     if groups == 1:
         return DenseProduct(free, groups)
     return (DepthwiseProduct if free.shape[1] == 1 else GroupedProduct)(free, groups)
+
+
+def _side_by_side(sums: list[Tensor]) -> Tensor:
+    """Returns a matrix with a row of all sums for each sample and position.
+
+    Updates of a part each fuse with the sums, where XLA would concatenate rows by a loop of small copies.
+    """
+    parts = [_rows(one, one.shape[-1]) for one in sums]
+    rows, channels = ops.shape(parts[0])
+    matrix = ops.zeros((rows, len(parts) * channels), dtype=parts[0].dtype)
+    for index, part in enumerate(parts):
+        matrix = ops.slice_update(matrix, (0, index * channels), part)
+    return matrix
 
 
 def _rows(tensor: Tensor, *shape: int) -> Tensor:
