@@ -71,16 +71,18 @@ def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled
     unmeasured = unmeasured or (layer.compute_dtype if layer.compute_dtype != "float32" else "")
     if unmeasured:
         return Way("kernel", f"not measured on {unmeasured}")
-    if max(geometry.strides) > 1 or geometry.groups > 1:
+    is_depthwise = not hasattr(layer, "groups")
+    if not is_depthwise and (max(geometry.strides) > 1 or geometry.groups > 1):
         return Way("kernel", "does not pay with strides or groups of channels")
-    channels = min(kernel.shape[-2:])
-    saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
-    savings = _BACKEND.savings_that_pay(is_compiled)
+    savings = _BACKEND.savings_that_pay(is_depthwise, is_compiled)
     if savings is None:
         return Way("kernel", f"not measured on {_BACKEND.threads()} threads")
-    needed = min((one for least, one in savings.items() if channels >= least), default=math.inf)
-    reason = f"{saving:.1f} times fewer products, {needed:.1f} pay at {channels} channels"
-    return Way("group_sums" if saving >= needed else "kernel", reason)
+    channels = min(kernel.shape[-2:])
+    where = "in depthwise layers" if is_depthwise else f"at {channels} channels"
+    saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
+    needed = min((one for least, one in savings.items() if is_depthwise or channels >= least), default=math.inf)
+    pays = f"{needed:.1f} pay" if needed < math.inf else "no saving pays"
+    return Way("group_sums" if saving >= needed else "kernel", f"{saving:.1f} times fewer products, {pays} {where}")
 
 
 def _geometry(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Geometry:

@@ -106,7 +106,7 @@ def test_a_layer_that_cannot_take_group_sums_convolves_as_ever_and_the_report_sa
     ("options", "expected", "reason"),
     [
         ({}, "group_sums", "2.8 times fewer products"),
-        ({"filters": 32}, "kernel", "inf pay at 32 channels"),
+        ({"filters": 32}, "kernel", "no saving pays at 32 channels"),
         ({"strides": 2}, "kernel", "strides"),
         ({"groups": 2}, "kernel", "groups"),
         ({"dtype": "mixed_bfloat16"}, "kernel", "not measured on bfloat16"),
@@ -114,11 +114,22 @@ def test_a_layer_that_cannot_take_group_sums_convolves_as_ever_and_the_report_sa
     ids=str,
 )
 def test_auto_takes_group_sums_where_measurements_say_that_they_pay(monkeypatch, options, expected, reason):
-    monkeypatch.setattr(dispatch._BACKEND, "savings_that_pay", lambda is_compiled: {64: 2.5, 128: 1.5})
+    monkeypatch.setattr(dispatch._BACKEND, "savings_that_pay", lambda *about: {64: 2.5, 128: 1.5})
     layer = tied(layers.Conv2D(**{"filters": 64, "kernel_size": 5, **options}), QUESTION, "auto")
 
     assert row(layer).convolution == expected
     assert reason in row(layer).convolution_reason
+
+
+@pytest.mark.parametrize(("savings", "expected"), [({1: 1.0}, "group_sums"), ({}, "kernel")])
+def test_auto_asks_for_depthwise_layers_on_their_own_whatever_their_strides(monkeypatch, savings, expected):
+    monkeypatch.setattr(
+        dispatch._BACKEND, "savings_that_pay", lambda is_depthwise, is_compiled: savings if is_depthwise else None
+    )
+    layer = tied(layers.DepthwiseConv2D(5, strides=2), QUESTION, "auto")
+
+    assert row(layer).convolution == expected
+    assert row(layer).convolution_reason.endswith("in depthwise layers")
 
 
 def test_auto_takes_the_stock_convolution_where_nothing_was_measured(monkeypatch):

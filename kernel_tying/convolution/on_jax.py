@@ -18,6 +18,7 @@ from kernel_tying.keras_private import is_exporting
 _CHUNK_BYTES = 2**18
 # channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
 _PAYS = {1: {32: 2.5, 128: 1.5}, 2: {32: 4.5, 64: 2.5, 128: 1.7}}
+_PAYS_DEPTHWISE = {1: {1: 1.0}, 2: {1: 1.0}}  # XLA's own depthwise convolution takes several times as long
 
 
 def _scan(step: Any, carry: Any, xs: Any, shape: tuple[int, ...]) -> Any:
@@ -55,6 +56,6 @@ def threads() -> int:
     return cpu_threads()
 
 
-def savings_that_pay(is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured."""
-    return _PAYS.get(threads())
+    return (_PAYS_DEPTHWISE if is_depthwise else _PAYS).get(threads())

@@ -18,6 +18,7 @@ from kernel_tying.keras_private import is_exporting
 _CHUNK_BYTES = 2**18
 # channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
 _PAYS_BESIDE_XLA = {1: {32: 2.5, 128: 1.5}, 2: {32: 4.5, 64: 3.5, 128: 1.7}}
+_PAYS_BESIDE_XLA_DEPTHWISE = {1: {1: 1.0}, 2: {1: 1.0}}  # XLA's own depthwise convolution takes several times as long
 _PAYS_BESIDE_ONEDNN = {1: {32: 4.5, 64: 2.5, 256: 1.5}, 2: {64: 4.0, 256: 2.5}}
 
 
@@ -75,12 +76,15 @@ def threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or cpu_threads()
 
 
-def savings_that_pay(is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured.
 
     Args:
+        is_depthwise: whether each channel is convolved on its own.
         is_compiled: whether XLA compiles the stock convolution too; None: as in what is traced just now. oneDNN's is faster.
     """
     if is_compiled is None:
         is_compiled = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    if is_depthwise:
+        return _PAYS_BESIDE_XLA_DEPTHWISE.get(threads()) if is_compiled else {}
     return (_PAYS_BESIDE_XLA if is_compiled else _PAYS_BESIDE_ONEDNN).get(threads())

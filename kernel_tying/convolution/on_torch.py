@@ -170,6 +170,6 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def savings_that_pay(is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured."""
-    return _PAYS.get(threads())
+    return {} if is_depthwise else _PAYS.get(threads())

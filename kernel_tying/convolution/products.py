@@ -70,16 +70,25 @@ class GroupedProduct(DenseProduct):
 
 
 class DepthwiseProduct(GroupedProduct):
-    """Each channel is on its own: products entry by entry."""
+    """Each channel is on its own: products entry by entry, without an axis for the groups, on which XLA's loops are slow."""
+
+    def __init__(self, free: Tensor, groups: int):
+        super().__init__(free, groups)
+        self.free = ops.reshape(free, (free.shape[0], -1))
 
     def convolve(self, sums: list[Tensor]) -> Tensor:
-        products = (self._inputs(one) * self.free[index] for index, one in enumerate(sums))
-        return ops.reshape(_total(products), (-1, self.shape[-1]))
+        return _total(self._spread(one) * self.free[index] for index, one in enumerate(sums))
 
     def gradients(self, inputs: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
-        parts = [_rows(one, *self.split) for one in sums]
-        gradient = _total(ops.sum(part * self.free[index], axis=-1) for index, part in enumerate(parts))
-        return gradient, ops.stack([ops.sum(self._inputs(inputs) * part, axis=0, keepdims=True) for part in parts])
+        inputs, parts = self._spread(inputs), [_rows(one, one.shape[-1]) for one in sums]
+        gradient = _total(part * self.free[index] for index, part in enumerate(parts))
+        free_gradient = ops.stack([ops.sum(inputs * part, axis=0) for part in parts])
+        return gradient if self.split[1] == 1 else ops.sum(_rows(gradient, *self.split), axis=-1), free_gradient
+
+    def _spread(self, inputs: Tensor) -> Tensor:
+        """Returns each channel as often as there are filters for it."""
+        rows, filters = _rows(inputs, inputs.shape[-1]), self.split[1]
+        return rows if filters == 1 else ops.repeat(rows, filters, axis=-1)
 
 
 def product_of(free: Tensor, groups: int) -> DenseProduct:

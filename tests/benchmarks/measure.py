@@ -59,8 +59,8 @@ def convolution(case, is_depthwise=False, with_training=True):
         times = timed(functions, arguments)
     row = {"case": str(case), "saving": case.saving, "channels": case.channels, "is_fitted": case.is_fitted}
     row |= {"forward": ratios(times, "stock")["tied"], "forward_ms": milliseconds(times)}
-    savings = backend.savings_that_pay(way == "tensorflow jit") or {}
-    row["pays"] = not is_depthwise and any(case.channels >= one and case.saving >= savings[one] for one in savings)
+    savings = backend.savings_that_pay(is_depthwise, way == "tensorflow jit") or {}
+    row["pays"] = any(case.channels >= one and case.saving >= savings[one] for one in savings)
     if with_training:
         gradients = {name: with_gradients(way, function) for name, function in functions.items()}
         times = timed(gradients, {name: (*pair, images) for name, pair in arguments.items()})
