@@ -69,6 +69,23 @@ def test_sums_that_groups_share_are_taken_once(pattern, additions):
     assert group_sums(pattern, pattern.shape).additions == additions
 
 
+@pytest.mark.parametrize(
+    ("pattern", "lattice"),
+    [
+        (kt.patterns.blocks((8, 8, 8), (5, 5)), ((3, 2), (8, 5))),
+        (kt.patterns.constant((4, 4)), ((1, 1), (1, 1))),
+        (kt.TyingPattern.parse("A.B/.../C.D"), ((2, 2), (2, 2))),
+        (kt.TyingPattern.parse("ABC/DEF/GH."), None),
+        (kt.patterns.free((1, 4)) & kt.TyingPattern.parse("AB.C"), None),
+        (QUESTION, None),
+        (kt.patterns.dihedral((3, 3)), None),
+    ],
+    ids=["blocks", "one block", "holes", "a corner is missing", "unequal distances", "unequal blocks", "orbits"],
+)
+def test_groups_that_read_one_image_at_equal_distances_are_a_lattice(pattern, lattice):
+    assert group_sums(pattern, pattern.shape).lattice == lattice
+
+
 def test_free_spatial_axes_multiply_the_groups_in_the_order_of_the_free_weights():
     pattern = kt.TyingPattern.parse("A/B/A")
     kernel = np.arange(12.0, dtype="float32").reshape(3, 4, 1, 1)
@@ -132,6 +149,9 @@ def _forget_compiled(monkeypatch):
 # pattern, spatial size, channels of one group, filters of one group, groups, options
 PROBLEMS = [
     pytest.param(QUESTION, (9, 8), 2, 3, 1, {"padding": "same"}, id="boxes"),
+    pytest.param(
+        kt.patterns.blocks((2, 2), (3, 3)), (9, 8), 2, 3, 1, {"dilation_rate": (2, 1), "padding": "same"}, id="blocks"
+    ),
     pytest.param(SIGNED, (9, 8), 2, 3, 1, {"dilation_rate": (2, 2)}, id="signs and zeros, dilated"),
     pytest.param(SIGNED, (9, 8), 3, 2, 1, {"padding": "same", "strides": (2, 2)}, id="strides"),
     pytest.param(SIGNED, (10, 8), 2, 3, 2, {"strides": (2, 3)}, id="strides with a rest, groups"),

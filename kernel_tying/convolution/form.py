@@ -9,6 +9,7 @@ weights are a tensor `(K, in / groups, out)` here, with one entry along the firs
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from keras import ops
 from kernel_tying.algebra import Tensor, averaging_dtype
 from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chunk, tile_size
 from kernel_tying.convolution.products import product_of
-from kernel_tying.convolution.sums import Offset, Read, Schedule, schedule
+from kernel_tying.convolution.sums import Lattice, Offset, Read, Schedule, schedule
 
 Step = Callable[[Any, tuple[Tensor, ...]], tuple[Any, Tensor]]
 # scan(step, carry, xs, shape), with step(carry, x) -> (carry, y) and y of a shape, as `jax.lax.scan`: each backend has its own.
@@ -33,8 +34,11 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan, chunk_
     plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
 
     def step(carry: Any, chunk: tuple[Tensor]) -> tuple[Any, Tensor]:
-        sums = group_sums(_padded(_wide(chunk[0]), padding), plan)
-        outputs = ops.reshape(product.convolve(sums), (-1, *tile, free.shape[-1]))
+        images = shared_sums(_padded(_wide(chunk[0]), padding), plan)
+        if geometry.lattice:
+            outputs = _lattice_convolution(images, plan, _wide(free), geometry.lattice, geometry.dilation)
+        else:
+            outputs = ops.reshape(product.convolve(group_sums(images, plan)), (-1, *tile, free.shape[-1]))
         return carry, ops.cast(outputs, inputs.dtype)
 
     length = samples_per_chunk(samples.shape[0], 4 * math.prod(tile) * channels, chunk_bytes)
@@ -55,7 +59,7 @@ def backward(
     plan = schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile)
 
     def step(carry: Tensor, chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        sums = group_sums(_padded(_wide(chunk[1]), padding), plan)
+        sums = group_sums(shared_sums(_padded(_wide(chunk[1]), padding), plan), plan)
         input_gradient, free_gradient = product.gradients(_wide(chunk[0]), sums)
         outputs = ops.reshape(input_gradient, (-1, *tile, inputs.shape[-1]))
         return carry + free_gradient, ops.cast(outputs, inputs.dtype)
@@ -66,12 +70,26 @@ def backward(
     return untiled(outputs, inputs, size), ops.cast(product.as_free(total), free.dtype)
 
 
-def group_sums(inputs: Tensor, plan: Schedule) -> list[Tensor]:
-    """Returns the group sums of padded inputs `(batch, *spatial, channels)`."""
+def shared_sums(inputs: Tensor, plan: Schedule) -> list[Tensor]:
+    """Returns padded inputs `(batch, *spatial, channels)`, followed by the sums that groups share."""
     images = [inputs]
     for reads in plan.steps:
         images.append(_sum(images, reads))
+    return images
+
+
+def group_sums(images: list[Tensor], plan: Schedule) -> list[Tensor]:
+    """Returns the group sums."""
     return [_sum(images, reads) for reads in plan.groups]
+
+
+def _lattice_convolution(images: list[Tensor], plan: Schedule, free: Tensor, lattice: Lattice, dilation: Offset) -> Tensor:
+    """Returns the output by a dilated convolution of the one image that all groups read: box sums, if they are equal blocks."""
+    (first,), (last,) = plan.groups[0], plan.groups[-1]
+    window = (slice(one.start, other.stop) for one, other in zip(first.window, last.window, strict=True))
+    kernel = ops.reshape(free, (*lattice.counts, *free.shape[1:]))
+    steps = tuple(map(operator.mul, lattice.spacing, dilation))
+    return ops.conv(images[first.image][(slice(None), *window)], kernel, dilation_rate=steps, data_format="channels_last")
 
 
 def _sum(images: list[Tensor], reads: Sequence[Read]) -> Tensor:

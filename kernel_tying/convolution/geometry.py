@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kernel_tying.convolution.sums import GroupSums, Offset, adjoint_sums, group_sums
+from kernel_tying.convolution.sums import GroupSums, Lattice, Offset, adjoint_sums, group_sums
 from kernel_tying.pattern import TyingPattern
 
 Padding = tuple[tuple[int, int], ...]  # zeros before and behind each spatial axis
@@ -41,6 +41,11 @@ class Geometry:
     def sums(self) -> GroupSums:
         """The group sums of the input."""
         return group_sums(self.pattern, self.kernel_size)
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """The lattice on which a dilated convolution of one image does all products, if there is one."""
+        return self.sums.lattice if self.groups == 1 and max(self.strides) == 1 else None
 
     @property
     def adjoint_sums(self) -> GroupSums:

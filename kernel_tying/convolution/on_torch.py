@@ -22,7 +22,7 @@ _CHUNK_BYTES = 2**17  # less than for XLA: a chunk's shared sums, one group sum 
 
 def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
     """Returns the output of the tied convolution."""
-    if not _is_dense(inputs, geometry):
+    if not _is_dense(inputs, geometry) or geometry.lattice:
         return form.forward(inputs, free, geometry, _scan, _chunk_bytes())
     channels, filters = free.shape[1:]
     size = geometry.output_size(inputs.shape[1:-1])

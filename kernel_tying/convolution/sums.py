@@ -62,9 +62,28 @@ class GroupSums:
         return tuple(_ends(reads[image]) for image in range(len(self.steps) + 1))
 
     @cached_property
+    def lattice(self) -> Lattice | None:
+        """The lattice of all reads if every group is one read of the same image, as equal blocks are; else None."""
+        terms = [term for terms in self.groups for term in terms]
+        if len(terms) > len(self.groups) or {(term.image, term.sign) for term in terms} != {(terms[0].image, 1)}:
+            return None
+        axes = [sorted(set(axis)) for axis in zip(*(term.offset for term in terms), strict=True)]
+        spacings = [set(np.diff(axis).tolist()) or {1} for axis in axes]
+        if list(itertools.product(*axes)) != [term.offset for term in terms] or any(len(one) > 1 for one in spacings):
+            return None
+        return Lattice(tuple(map(len, axes)), tuple(map(min, spacings)))
+
+    @cached_property
     def additions(self) -> int:
         """The number of additions for each entry of the output."""
         return len(self.steps) + sum(len(terms) - 1 for terms in self.groups)
+
+
+class Lattice(NamedTuple):
+    """Offsets at equal distances along each axis, in the order of `itertools.product`."""
+
+    counts: Offset
+    spacing: Offset
 
 
 class Read(NamedTuple):
