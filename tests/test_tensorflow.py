@@ -1,12 +1,14 @@
 """What is TensorFlow's alone: sparse gradients, traced functions, SavedModel and checkpoints that follow attributes."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import array, gradient, raw_gradients, train_step
+from helpers import array, dense_adjoint, gradient, raw_gradients, train_step
 from keras import ops
-from models import MODES, images, make, skip, subclassed, targets, tie, values
+from models import MODES, conv, images, make, shared_twice, skip, subclassed, targets, tie, values
 
 import kernel_tying as kt
 from kernel_tying.testing import assert_tied
@@ -80,6 +82,57 @@ def test_a_step_by_hand_inside_a_function_is_the_step_outside(mode, jit_compile)
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def outputs_and_gradients(layer, inputs):
+    """Returns what a layer computes, and the gradients of a curved loss in inputs and kernel."""
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = layer(inputs)
+        loss = ops.sum(ops.sin(outputs))
+    return outputs, *tape.gradient(loss, [inputs, layer.trainable_variables[0].value])
+
+
+ANY_BATCH = [tf.TensorSpec((None, 6, 5, 2))]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("signature", "shapes", "traces"),
+    [(None, [(3, 6, 5), (2, 7, 4)], 2), (ANY_BATCH, [(3, 6, 5), (2, 6, 5)], 1)],
+    ids=["traced for each shape", "traced once for any batch"],
+)
+def test_a_function_around_group_sums_computes_the_stock_layer_for_each_shape(signature, shapes, traces, jit_compile):
+    pattern = kt.patterns.dihedral((3, 3))
+    by_sums = conv(strides=2)  # so that the padding depends on the size
+    by_sums.build((None, None, None, 2))
+    by_sums = kt.apply_tying(by_sums, pattern, mode="parameterization", convolution="group_sums")
+    stock = kt.strip_tying(by_sums)
+    function = tf.function(lambda inputs: outputs_and_gradients(by_sums, inputs), signature, jit_compile=jit_compile)
+
+    for shape in shapes:
+        inputs = tf.constant(np.random.default_rng(0).normal(size=(*shape, 2)).astype("float32"))
+        found = [array(one) for one in function(inputs)]
+        outputs, in_inputs, in_kernel = outputs_and_gradients(stock, inputs)
+        for one, other in zip(found, [outputs, in_inputs, dense_adjoint(in_kernel, pattern)], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert function.experimental_get_tracing_count() == traces
+
+
+def fitted(convolution, jit_compile):
+    """Returns the weights of a model after four steps, two of them on a smaller batch."""
+    model = tie(make(shared_twice), "parameterization", kt.patterns.dihedral((3, 3)), convolution=convolution)
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    model.fit(images(model, 5), targets(model, 5), batch_size=3, epochs=2, verbose=0, shuffle=False)
+    return values(model.variables)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_fit_on_group_sums_takes_the_steps_of_the_stock_convolution(jit_compile):
+    weights = fitted("group_sums", jit_compile)
+
+    for one, other in zip(weights, fitted("kernel", jit_compile=False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 @in_all_variants
 @pytest.mark.parametrize("builder", [skip, subclassed])
 def test_an_exported_model_computes_the_same(builder, variant, tmp_path):
@@ -89,6 +142,26 @@ def test_an_exported_model_computes_the_same(builder, variant, tmp_path):
     exported = tf.saved_model.load(tmp_path / "exported")
 
     np.testing.assert_allclose(exported.serve(images(tied)), array(tied(images(tied))), rtol=1e-5, atol=1e-6)
+
+
+def operations(exported):
+    """Returns how often each operation occurs in a SavedModel."""
+    (function,) = exported.serve.concrete_functions
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return collections.Counter(node.op for node in nodes)
+
+
+def test_an_exported_model_keeps_to_the_stock_convolution(tmp_path):
+    models = {way: tie(make(skip), "parameterization", convolution=way) for way in ("group_sums", "kernel")}
+    for way, model in models.items():
+        model.export(tmp_path / way, verbose=False)
+
+    by_sums, by_kernel = (tf.saved_model.load(tmp_path / way) for way in models)
+
+    x = images(models["group_sums"])
+    np.testing.assert_allclose(by_sums.serve(x), array(models["group_sums"](x)), rtol=1e-5, atol=1e-6)
+    assert operations(by_sums) == operations(by_kernel)
 
 
 @in_all_variants
