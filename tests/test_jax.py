@@ -1,12 +1,29 @@
 """What is JAX's alone: pure functions of a tied model under `jit`, `grad` and `vmap`, and buffers that training donates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
 from helpers import array, dense_adjoint, gradients, train_step
-from models import DESCRIBED, MODES, assert_equal_values, images, make, nested, sequential, skip, targets, tie, train, values
+from models import (
+    DESCRIBED,
+    IMAGE,
+    MODES,
+    assert_equal_values,
+    conv,
+    images,
+    make,
+    nested,
+    sequential,
+    skip,
+    targets,
+    tie,
+    train,
+    values,
+)
 
 import kernel_tying as kt
 from kernel_tying.testing import assert_tied
@@ -98,6 +115,54 @@ def test_an_ensemble_of_tied_models_is_one_mapped_call():
     outputs = jax.vmap(pure(models[0]))(stacked)
 
     np.testing.assert_allclose(outputs, [array(model(images(model))) for model in models], rtol=1e-5, atol=1e-6)
+
+
+def loss_of_a_layer(convolution):
+    """Returns a curved loss of a tied layer as a function of its weights and inputs, and three sets of both, stacked."""
+    layer = conv()
+    layer.build((None, *IMAGE))
+    layer = tie(layer, "parameterization", convolution=convolution)
+    weights = [jnp.stack([value, 2 * value, -value]) for value in trained_values(layer)]
+    return lambda own, x: jnp.sum(jnp.sin(layer.stateless_call(own, [], x)[0])), (weights, random_array(3, 2, *IMAGE))
+
+
+def gradients_of(loss):
+    return jax.grad(loss, (0, 1))
+
+
+def second_derivatives_of(loss):
+    return gradients_of(lambda *sets: sum(jnp.sum(jnp.cos(one)) for one in jax.tree.leaves(gradients_of(loss)(*sets))))
+
+
+def one_by_one(function):
+    """Returns a function of stacked sets of arguments that calls `function`, compiled, on each set."""
+    return lambda *sets: jax.lax.map(lambda one: function(*one), sets)
+
+
+@pytest.mark.parametrize(
+    ("derivative", "transform"),
+    [
+        pytest.param(lambda loss: loss, jax.vmap, id="vmap"),
+        pytest.param(gradients_of, jax.vmap, id="vmap of gradients"),
+        pytest.param(lambda loss: gradients_of(jax.checkpoint(loss)), one_by_one, id="jit of rematerialized gradients"),
+        pytest.param(second_derivatives_of, one_by_one, id="jit of second derivatives"),
+    ],
+)
+def test_transformed_group_sums_are_the_transformed_stock_convolution(derivative, transform):
+    (by_sums, sets), (by_kernel, _) = map(loss_of_a_layer, ["group_sums", "kernel"])
+
+    found = transform(derivative(by_sums))(*sets)
+
+    expected = one_by_one(derivative(by_kernel))(*sets)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * jnp.abs(other).max())
+
+
+def test_jax_refuses_forward_mode_for_group_sums():
+    loss, (weights, inputs) = loss_of_a_layer("group_sums")
+
+    with pytest.raises(TypeError, match=r"can't apply forward-mode autodiff \(jvp\) to a custom_vjp function"):
+        jax.jvp(partial(loss, [one[0] for one in weights]), (inputs[0],), (inputs[0],))
 
 
 @in_both_modes
