@@ -23,6 +23,7 @@ from models import (
 )
 
 import kernel_tying as kt
+from kernel_tying import dispatch
 from kernel_tying.testing import assert_same_function, assert_tied
 
 MIRROR = kt.patterns.mirror((3, 3))
@@ -168,6 +169,26 @@ def test_optimizers_of_torch_train_constrained_kernels_that_are_projected_by_han
     assert_same_function(constrained, parameterized, images(constrained), rtol=1e-4, atol=1e-5)
 
 
+def directional(function):
+    """Returns the function that computes the derivative of `function` in the direction of its argument."""
+    return lambda x: torch.func.jvp(function, (x,), (x,))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, directional])
+def test_torch_refuses_to_transform_group_sums(transform):
+    layer = kt.apply_tying(make(skip).get_layer("first"), "mirror", mode="parameterization", convolution="group_sums")
+
+    with pytest.raises(RuntimeError, match=r"to use an autograd\.Function with functorch transforms"):
+        transform(lambda x: torch.sum(layer(x)))(torch.from_numpy(images(layer)))
+
+
+def outputs_and_gradients(call, layer):
+    """Returns what `call` computes, and the gradients of a curved loss in the weights of a layer."""
+    outputs = call(images(layer))
+    gradients = torch.autograd.grad(torch.sum(torch.sin(outputs)), [one.value for one in layer.trainable_variables])
+    return [array(one) for one in (outputs, *gradients)]
+
+
 # Dynamo reads `grad` of tensors that have none, with stock models too.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 class TestCompile:
@@ -183,6 +204,16 @@ class TestCompile:
         )
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+    def test_a_compiled_layer_keeps_to_the_stock_convolution(self, monkeypatch):
+        layer = kt.apply_tying(make(skip).get_layer("first"), "mirror", mode="parameterization", convolution="group_sums")
+        expected = outputs_and_gradients(layer, layer)
+        monkeypatch.setattr(dispatch, "_convolve", None)  # else group sums serve, which Dynamo traces for long
+
+        found = outputs_and_gradients(torch.compile(layer, backend="aot_eager"), layer)
+
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
     @in_both_modes
     def test_a_compiled_training_step_keeps_kernels_tied(self, mode):
