@@ -406,3 +406,26 @@ def test_convolutional_lstms_have_the_cell_that_is_not_exported(cls):
 
     assert type(cell) is keras_private.ConvLSTMCell, f"{cls.__name__} has a cell of another class"
     assert_has(cell, "kernel_size", "kernel_constraint", "recurrent_constraint")
+
+
+def test_exporters_live_in_modules_of_keras_src_export():
+    assert keras.export.ExportArchive.__module__.startswith("keras.src.export."), "Keras keeps its exporters elsewhere"
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX exports with TensorFlow alone: see tests/deployment")
+def test_a_model_is_exported_by_modules_of_keras_src_export(tmp_path):
+    seen = []
+
+    class Probe(layers.Layer):
+        def call(self, inputs):
+            seen.append(keras_private.is_exporting())
+            return inputs
+
+    model = keras.Sequential([keras.Input((2,)), Probe()])
+    model(np.zeros((1, 2), "float32"))
+    seen_by_calls = seen.copy()
+    seen.clear()
+    model.export(tmp_path / "model.pt2", format={"tensorflow": "tf_saved_model", "torch": "torch"}[keras.backend.backend()])
+
+    assert not any(seen_by_calls), "modules of keras.src.export call models that are not exported"
+    assert set(seen) == {True}, "no module of keras.src.export is among the callers of an exported model"
