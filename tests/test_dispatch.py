@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import array, gradients
+from helpers import array, dense_adjoint, gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers, ops
@@ -69,6 +69,29 @@ def test_group_sums_are_taken_in_a_precision_that_is_wide_enough(dtype, double_p
     tolerance = {"mixed_bfloat16": 2**-5, "bfloat16": 2**-5, "mixed_float16": 2**-8, "float64": 2**-46}[dtype]
 
     assert_close(array(ops.cast(by_sums(IMAGES), "float64")), array(wide(IMAGES)), tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("mixed_bfloat16", 2**-7), ("mixed_float16", 2**-10)])
+def test_gradients_of_group_sums_in_mixed_precision_are_those_of_the_stock_layer(dtype, tolerance):
+    by_sums = tied(layers.Conv2D(8, 5, padding="same", dtype=dtype), QUESTION)
+    stock, inputs = kt.strip_tying(by_sums), keras.Variable(IMAGES)
+
+    (in_inputs, in_free), (stock_in_inputs, in_kernel) = (
+        gradients(lambda layer=layer: loss(layer, inputs.value), [inputs, layer.trainable_variables[0]])
+        for layer in (by_sums, stock)
+    )
+
+    assert_close(in_inputs, stock_in_inputs, tolerance)
+    assert_close(in_free, dense_adjoint(in_kernel, QUESTION), tolerance)
+
+
+def test_group_sums_beyond_the_range_of_float16_do_not_overflow():
+    layer = tied(layers.Conv2D(8, 5, dtype="mixed_float16"), kt.patterns.constant((5, 5)))
+    layer.kernel.assign(np.full((5, 5, 64, 8), 2.0**-12))
+
+    outputs = array(layer(np.full(IMAGES.shape, 2.0**12, "float32")))
+
+    np.testing.assert_array_equal(outputs, 25 * 64.0)
 
 
 class OwnCall(layers.Conv2D):
