@@ -141,6 +141,7 @@ VARIANTS = {
     "constraint": {"mode": "constraint"},
     "values": {"mode": "parameterization", "scaling": "values"},
     "orthonormal": {"mode": "parameterization", "scaling": "orthonormal"},
+    "group sums": {"mode": "parameterization", "convolution": "group_sums"},
 }
 
 

@@ -9,6 +9,7 @@ from keras import layers
 from runtimes import BACKEND, EXPORTED, batch_options, can_export, export, exported, load_openvino
 
 import kernel_tying as kt
+from kernel_tying import dispatch
 
 # Orthonormal free weights make the longest graph, a stripped model the shortest. Similar families have only the longest.
 BRIEFLY = ("grouped", "channels_first", "transposed_volumes", "looped", "nested", "subclassed_with_norm")
@@ -40,6 +41,20 @@ def test_an_exported_model_computes_what_keras_computes(format, family, variant,
     function = exported(model, format, tmp_path, **options)
 
     assert_computes(function, family, rows=(3,) if "input_signature" in options else (1, 3))
+
+
+@pytest.mark.usefixtures("int64_constants")
+@pytest.mark.parametrize("format", EXPORTED)
+def test_an_exported_model_keeps_to_the_stock_convolution(format, tmp_path, monkeypatch):
+    model = make("planes", "group sums")
+    inputs = batch(model, 3)
+    model(inputs)
+    monkeypatch.setattr(dispatch, "_convolve", None)  # fails if group sums are taken
+
+    exported(model, format, tmp_path, **batch_options(format, inputs))(inputs)
+
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        model(inputs)
 
 
 def wide(variant):
