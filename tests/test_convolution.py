@@ -73,14 +73,13 @@ def test_sums_that_groups_share_are_taken_once(pattern, additions):
     ("pattern", "lattice"),
     [
         (kt.patterns.blocks((8, 8, 8), (5, 5)), ((3, 2), (8, 5))),
-        (kt.patterns.constant((4, 4)), ((1, 1), (1, 1))),
         (kt.TyingPattern.parse("A.B/.../C.D"), ((2, 2), (2, 2))),
         (kt.TyingPattern.parse("ABC/DEF/GH."), None),
         (kt.patterns.free((1, 4)) & kt.TyingPattern.parse("AB.C"), None),
         (QUESTION, None),
         (kt.patterns.dihedral((3, 3)), None),
     ],
-    ids=["blocks", "one block", "holes", "a corner is missing", "unequal distances", "unequal blocks", "orbits"],
+    ids=["blocks", "holes", "a corner is missing", "unequal distances", "unequal blocks", "orbits"],
 )
 def test_groups_that_read_one_image_at_equal_distances_are_a_lattice(pattern, lattice):
     assert group_sums(pattern, pattern.shape).lattice == lattice

@@ -171,15 +171,37 @@ def test_optimizers_of_torch_train_constrained_kernels_that_are_projected_by_han
 
 def directional(function):
     """Returns the function that computes the derivative of `function` in the direction of its argument."""
-    return lambda x: torch.func.jvp(function, (x,), (x,))
+    return lambda x: torch.func.jvp(function, (x,), (x,))[1]
 
 
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, directional])
-def test_torch_refuses_to_transform_group_sums(transform):
+def one_by_one(function):
+    """Returns the function that maps `function` over single images; stock convolutions of Keras refuse `torch.vmap`."""
+    return lambda x: torch.stack([function(one) for one in x])
+
+
+@pytest.mark.parametrize(
+    ("transform", "reference"),
+    [
+        (torch.func.grad, torch.func.grad),
+        (torch.func.jacrev, torch.func.jacrev),
+        (directional, directional),
+        (torch.func.hessian, lambda f: lambda x: torch.autograd.functional.hessian(f, x)),
+        (lambda f: torch.func.vmap(lambda one: f(one[None])), lambda f: one_by_one(lambda one: f(one[None]))),
+        (
+            lambda f: torch.func.vmap(torch.func.grad(lambda one: f(one[None]))),
+            lambda f: one_by_one(torch.func.grad(lambda one: f(one[None]))),
+        ),
+    ],
+    ids=["grad", "jacrev", "jvp", "hessian", "vmap", "gradients per sample"],
+)
+def test_transformed_group_sums_are_the_transformed_stock_convolution(transform, reference):
     layer = kt.apply_tying(make(skip).get_layer("first"), "mirror", mode="parameterization", convolution="group_sums")
+    stock, inputs = kt.strip_tying(layer), torch.from_numpy(images(layer))[:2, :4, :3]
 
-    with pytest.raises(RuntimeError, match=r"to use an autograd\.Function with functorch transforms"):
-        transform(lambda x: torch.sum(layer(x)))(torch.from_numpy(images(layer)))
+    results = transform(lambda x: torch.sum(torch.sin(layer(x))))(inputs)
+
+    expected = reference(lambda x: torch.sum(torch.sin(stock(x))))(inputs)
+    np.testing.assert_allclose(array(results), array(expected), rtol=0, atol=1e-5 * np.abs(array(expected)).max())
 
 
 def outputs_and_gradients(call, layer):

@@ -118,23 +118,38 @@ def _scan(step: Any, carry: Any, xs: Any, shape: tuple[int, ...]) -> Any:
     return carry, torch.stack(outputs)
 
 
-class _Convolution(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """A function of tensors and a geometry that torch.func can transform too."""
+
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
-        ctx.save_for_backward(inputs, free)
-        ctx.geometry = geometry
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.geometry = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+class _Convolution(_Function):
+    @staticmethod
+    def forward(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
         return forward(inputs, free, geometry)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         return *_Gradients.apply(*ctx.saved_tensors, upstream, ctx.geometry), None
 
-
-class _Gradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(inputs, free, upstream)
-        ctx.geometry = geometry
+    def jvp(ctx: Any, to_inputs: Tensor, to_free: Tensor, _: None) -> Tensor:
+        inputs, free = ctx.saved_tensors
+        return convolve(to_inputs, free, ctx.geometry) + convolve(inputs, to_free, ctx.geometry)
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, *args: Any) -> Any:
+        return _one_by_one(_Convolution, info.batch_size, axes, args), 0
+
+
+class _Gradients(_Function):
+    @staticmethod
+    def forward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         return backward(inputs, free, upstream, geometry)
 
     @staticmethod
@@ -142,6 +157,31 @@ class _Gradients(torch.autograd.Function):
         inputs, free, upstream = ctx.saved_tensors
         to_upstream = convolve(to_inputs, free, ctx.geometry) + convolve(inputs, to_free, ctx.geometry)
         return *_Gradients.apply(to_inputs, to_free, upstream, ctx.geometry), to_upstream, None
+
+    @staticmethod
+    def jvp(ctx: Any, to_inputs: Tensor, to_free: Tensor, to_upstream: Tensor, _: None) -> Any:
+        inputs, free, upstream = ctx.saved_tensors
+        parts = (
+            _Gradients.apply(to_inputs, to_free, upstream, ctx.geometry),
+            _Gradients.apply(inputs, free, to_upstream, ctx.geometry),
+        )
+        return tuple(map(torch.add, *parts))
+
+    @staticmethod
+    def vmap(info: Any, axes: Any, *args: Any) -> Any:
+        return _one_by_one(_Gradients, info.batch_size, axes, args), (0, 0)
+
+
+def _one_by_one(function: Any, count: int, axes: Any, args: Any) -> Any:
+    """Returns the stacked results of a function for each entry along the axes over which `torch.vmap` maps."""
+    entries = [
+        [one if axis is None else one.select(axis, index) for one, axis in zip(args, axes, strict=True)]
+        for index in range(count)
+    ]
+    results = [function.apply(*one) for one in entries]
+    if isinstance(results[0], torch.Tensor):
+        return torch.stack(results)
+    return tuple(map(torch.stack, zip(*results, strict=True)))
 
 
 def convolve(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
