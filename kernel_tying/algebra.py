@@ -118,7 +118,9 @@ def relative_distance(kernel: Tensor, tied: Tensor) -> float:
         return 0.0
     if not np.isfinite(distance):
         return float("nan")
-    return float(distance / scale * np.linalg.norm(residual / distance) / np.linalg.norm(values / scale))
+    # In place, since kernels may be large. Only the residual is ours to write to.
+    lost = np.linalg.norm(np.divide(residual, distance, out=residual))
+    return float(distance / scale * lost / np.linalg.norm(np.divide(values, scale, out=residual)))
 
 
 def _largest(array: np.ndarray) -> float:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -305,6 +307,19 @@ def test_relative_distance_of_a_kernel_that_is_not_finite_is_nan(bad, position):
     kernel[position] = bad
 
     assert np.isnan(distance(kernel, kt.patterns.mirror((3,))))
+
+
+def test_relative_distance_takes_the_memory_of_both_kernels_and_their_difference():
+    kernel = random_array(3, 3, 64, 64)
+    tied = kt.project(kernel, kt.patterns.mirror((3, 3)))
+    relative_distance(kernel, tied)  # what is imported and compiled takes memory too
+
+    tracemalloc.start()
+    relative_distance(kernel, tied)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 3.5 * kernel.nbytes
 
 
 @pytest.mark.parametrize("operation", [kt.expand, kt.average, kt.project])
