@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kernel_tying import keras_private, notes
-from kernel_tying.algebra import Tensor, project, relative_distance
+from kernel_tying.algebra import project, relative_distance
 from kernel_tying.constraint import TiedConstraint
 from kernel_tying.errors import TyingError
 from kernel_tying.guards import guard, restore_methods
@@ -44,14 +44,9 @@ def _attach_constraint(layer: keras.Layer, name: str, pattern: TyingPattern, ini
     if variable is not None:
         variable.constraint = constraint
         start = _initial_kernel(layer, name, pattern, init)
-        _note_lost(layer, name, variable, start, init)
+        if init == "project":
+            notes.write_lost(layer, name, relative_distance(variable, start))
         variable.assign(start)
-
-
-def _note_lost(layer: keras.Layer, name: str, kernel: Tensor, tied: Tensor, init: str) -> None:
-    """Notes the norm that a kernel loses by projection, `||k - P k|| / ||k||`."""
-    if init == "project":
-        notes.write_lost(layer, name, relative_distance(kernel, tied))
 
 
 def _initial_kernel(layer: keras.Layer, name: str, pattern: TyingPattern, init: str) -> Any:
@@ -70,13 +65,13 @@ def rebuild_tied(root: keras.Layer, plan: Plan, init: str, scaling: str, convolu
         patterns = by_layer.get(id(layer))
         return blank(layer) if patterns is None else blank_tied(layer, patterns, scaling, convolution)
 
+    lost = [_lost(site.layer, patterns, init) for site, patterns in plan.ties]  # while there is no copy yet to take memory
     tied_root = rebuild(root, copy_layer)
     tied_sites = find_sites(tied_root)
     notes.carry_over(find_sites(root), tied_sites)
     by_path = {site.path: site.layer for site in tied_sites}
-    for site, _ in plan.ties:
-        stock = {name: getattr(site.layer, name) for name in views(by_path[site.path])}
-        _start(by_path[site.path], stock, init)
+    for (site, _), lost_by_layer in zip(plan.ties, lost, strict=True):
+        _start(by_path[site.path], lost_by_layer, init)
     keras_private.list_parameters_anew(tied_root)
     return tied_root
 
@@ -86,9 +81,9 @@ def parameterize_in_place(root: keras.Layer, plan: Plan, init: str, scaling: str
     _check_owned(root, plan)
     before = root.variables
     for site, patterns in plan.ties:
-        stock = {name: getattr(site.layer, name) for name in patterns}
+        lost = _lost(site.layer, patterns, init)
         parameterize(site.layer, patterns, scaling, convolution)
-        _start(site.layer, stock, init)
+        _start(site.layer, lost, init)
     keras_private.list_parameters_anew(root)
     recompile_in_place(root, before)
     drop_traced_functions(root)
@@ -107,12 +102,21 @@ def _check_owned(root: keras.Layer, plan: Plan) -> None:
         )
 
 
-def _start(layer: keras.Layer, stock: Mapping[str, keras.Variable], init: str) -> None:
-    """Draws new kernels for a newly tied layer if that is asked for, and notes what its `stock` kernels lose if not."""
+def _lost(layer: keras.Layer, patterns: Mapping[str, TyingPattern], init: str) -> dict[str, float]:
+    """Returns the norm that each kernel of a stock layer loses if it is projected, `||k - P k|| / ||k||`."""
+    if init != "project" or not layer.built:
+        return {}
+    kernels = {name: getattr(layer, name) for name in patterns}
+    return {name: relative_distance(kernel, project(kernel, patterns[name])) for name, kernel in kernels.items()}
+
+
+def _start(layer: keras.Layer, lost: Mapping[str, float], init: str) -> None:
+    """Draws new kernels for a newly tied layer if that is asked for, and notes what its stock kernels `lost` if not."""
     notes.clear(layer)
-    for name, view in views(layer).items():
-        _note_lost(layer, name, stock[name], view, init)
-        if init == "redraw":
+    for name, norm in lost.items():
+        notes.write_lost(layer, name, norm)
+    if init == "redraw":
+        for name, view in views(layer).items():
             view.assign(_initial_kernel(layer, name, view.pattern, init))
 
 

@@ -46,6 +46,17 @@ def test_the_lost_norm_is_the_distance_from_the_tied_kernels(builder, mode):
     assert [row.lost for row in kt.tying_report(tied).rows if row.pattern] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("scaling", ["values", "orthonormal"])
+def test_a_kernel_that_was_symmetric_lost_nothing(scaling):
+    model = make(skip)
+    kernel = model.get_layer("first").kernel
+    kernel.assign(kt.project(kernel, MIRROR))
+
+    tied = kt.apply_tying(model, {"first": MIRROR}, mode="parameterization", scaling=scaling)
+
+    assert rows(tied)["first"].lost == 0.0
+
+
 @in_both_modes
 def test_redrawn_kernels_lost_nothing_that_is_known(mode):
     assert rows(tie(make(skip), mode, init="redraw"))["first"].lost is None
