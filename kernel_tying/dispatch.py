@@ -5,22 +5,25 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from kernel_tying.algebra import Tensor, free_by_group
+from kernel_tying.algebra import Tensor, expand, free_by_group
 from kernel_tying.convolution.geometry import Geometry, padding_of
+from kernel_tying.convolution.timing import shortest_times
 from kernel_tying.kernels import seam
 
-CONVOLUTIONS = ("auto", "kernel", "group_sums")
+CONVOLUTIONS = ("auto", "tune", "kernel", "group_sums")
 # Imported here, not where it is needed: torch.compile cannot trace an import.
 _BACKEND: Any = (
     importlib.import_module(f"kernel_tying.convolution.on_{keras.backend.backend()}")
     if keras.backend.backend() in ("jax", "tensorflow", "torch")
     else None
 )
+_TIMED_BATCH = 8  # whatever the batches are, so that the report tells what the layer does
 Shape = tuple[Any, ...]  # with None for an unknown size
 
 
@@ -29,6 +32,9 @@ class Way(NamedTuple):
 
     name: str
     reason: str
+
+
+_timed_ways: dict[Any, Way] = {}
 
 
 def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled: bool | None = None) -> Way:
@@ -47,7 +53,13 @@ def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_comp
         return Way("kernel", obstacle)
     if kernel.convolution == "group_sums":
         return Way("group_sums", "as asked for")
-    return _faster_way(layer, kernel, _geometry(layer, kernel, input_shape), is_compiled)
+    unmeasured = "several devices" if keras.distribution.distribution() is not None else _BACKEND.unmeasured()
+    if unmeasured:
+        return Way("kernel", f"not measured on {unmeasured}")
+    is_compiled = _BACKEND.is_compiled(is_compiled)
+    if kernel.convolution == "tune":
+        return _timed_way(layer, kernel, input_shape, is_compiled)
+    return _expected_way(layer, kernel, _geometry(layer, kernel, input_shape), is_compiled)
 
 
 def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
@@ -65,12 +77,10 @@ def _obstacle(layer: keras.Layer, kernel: Any, input_shape: Shape) -> str:
     return _BACKEND.obstacle()
 
 
-def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled: bool | None) -> Way:
+def _expected_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled: bool) -> Way:
     """Returns the way that measurements say is the faster one; where nothing was measured, the stock one."""
-    unmeasured = "several devices" if keras.distribution.distribution() is not None else _BACKEND.unmeasured()
-    unmeasured = unmeasured or (layer.compute_dtype if layer.compute_dtype != "float32" else "")
-    if unmeasured:
-        return Way("kernel", f"not measured on {unmeasured}")
+    if layer.compute_dtype != "float32":
+        return Way("kernel", f"not measured on {layer.compute_dtype}")
     is_depthwise = not hasattr(layer, "groups")
     if not is_depthwise and (max(geometry.strides) > 1 or geometry.groups > 1):
         return Way("kernel", "does not pay with strides or groups of channels")
@@ -83,6 +93,29 @@ def _faster_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compiled
     needed = min((one for least, one in savings.items() if is_depthwise or channels >= least), default=math.inf)
     pays = f"{needed:.1f} pay" if needed < math.inf else "no saving pays"
     return Way("group_sums" if saving >= needed else "kernel", f"{saving:.1f} times fewer products, {pays} {where}")
+
+
+def _timed_way(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled: bool) -> Way:
+    """Returns the way that is the faster one here, forward and with gradients, timed once for each problem in a process."""
+    shapes = (_TIMED_BATCH, *input_shape[1:]), tuple(kernel.source.shape)
+    geometry = _geometry(layer, kernel, input_shape)
+    key = (geometry, *shapes, layer.data_format, layer.compute_dtype, is_compiled, _BACKEND.threads())
+
+    def times() -> dict[str, float]:
+        ways = {
+            "kernel": lambda inputs, free: _stock_convolution(layer, inputs, expand(free, kernel.pattern)),
+            "group_sums": lambda inputs, free: _tied_convolution(layer, inputs, free, geometry),
+        }
+        tensors = [ops.ones(shape, dtype=layer.compute_dtype) for shape in shapes]
+        return shortest_times({name: _BACKEND.training(way, tensors, is_compiled) for name, way in ways.items()})
+
+    if key not in _timed_ways:
+        with ThreadPoolExecutor(1) as thread:  # in which nothing is traced, as it may be in this one
+            seconds = thread.submit(times).result()
+        faster, slower = sorted(seconds, key=lambda name: seconds[name])
+        reason = f"{seconds[slower] / seconds[faster]:.1f} times as fast as {slower!r}, timed here"
+        _timed_ways[key] = Way(faster, reason)
+    return _timed_ways[key]
 
 
 def _geometry(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Geometry:
@@ -122,12 +155,26 @@ _METHODS: dict[str, Callable[..., Tensor]] = {"convolution_op": _convolution_op,
 
 
 def _convolve(layer: keras.Layer, inputs: Tensor, kernel: Any) -> Tensor:
-    """Returns the tied convolution of inputs, both in the layer's data format."""
-    geometry = _geometry(layer, kernel, tuple(inputs.shape))
-    free = free_by_group(kernel.free_values, kernel.pattern)
-    free = ops.reshape(
-        free, (free.shape[0], -1, math.prod(free.shape[1:]) * geometry.groups // _channels_last(layer, inputs.shape)[-1])
-    )
+    return _tied_convolution(layer, inputs, kernel.free_values, _geometry(layer, kernel, tuple(inputs.shape)))
+
+
+def _tied_convolution(layer: keras.Layer, inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
+    """Returns the convolution with tied free values, both sides in the layer's data format."""
+    free = free_by_group(free, geometry.pattern)
+    channels = _channels_last(layer, tuple(inputs.shape))[-1]
+    free = ops.reshape(free, (free.shape[0], -1, math.prod(free.shape[1:]) * geometry.groups // channels))
     if layer.data_format == "channels_last":
         return _BACKEND.convolve(inputs, free, geometry)
     return ops.moveaxis(_BACKEND.convolve(ops.moveaxis(inputs, 1, -1), free, geometry), -1, 1)
+
+
+def _stock_convolution(layer: keras.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """Returns the convolution with a kernel, as the stock layer computes it."""
+    padding = layer.padding
+    if padding == "causal":
+        before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+        axis = 1 if layer.data_format == "channels_last" else 2
+        inputs = ops.pad(inputs, [(before, 0) if index == axis else (0, 0) for index in range(3)])
+        padding = "valid"
+    convolve = ops.conv if hasattr(layer, "groups") else ops.depthwise_conv
+    return convolve(inputs, kernel, layer.strides, padding, layer.data_format, layer.dilation_rate)

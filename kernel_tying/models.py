@@ -65,7 +65,7 @@ def apply_tying(
         init: "project" averages kernels that are there, for trained kernels; "redraw" draws new ones, tied and with the
             variance of the layer's initializer.
         scaling: in parameterization mode, "values" or "orthonormal", see `Tied`.
-        convolution: in parameterization mode, "auto", "kernel" or "group_sums", see `Tied`.
+        convolution: in parameterization mode, "auto", "tune", "kernel" or "group_sums", see `Tied`.
 
     Raises:
         TyingError: before anything is changed, if a name matches no layer, a named layer can't take its pattern, a
@@ -160,7 +160,7 @@ def _check_options(mode: str, init: str, scaling: str, convolution: str) -> None
     check_choice("mode", mode, MODES)
     check_choice("init", init, INITS)
     check_options(scaling, convolution)
-    if mode == "constraint" and (scaling != "values" or convolution == "group_sums"):
+    if mode == "constraint" and (scaling != "values" or convolution in ("tune", "group_sums")):
         raise TyingError(
             "In constraint mode the full kernel is trained, without free weights. "
             f"Received scaling={scaling!r}, convolution={convolution!r}. Use mode='parameterization', or leave them out."

@@ -41,7 +41,7 @@ class KernelView(keras_private.VariableView):
         stock: the kernel variable whose place the view takes.
         pattern: the tying pattern.
         scaling: "values" or "orthonormal".
-        convolution: "auto", "kernel" or "group_sums".
+        convolution: "auto", "tune", "kernel" or "group_sums".
         initializer: of the free weights, which are averaged from `stock` if it is None.
     """
 
@@ -210,7 +210,8 @@ class Tied(keras_private.TransparentWrapper):
             which plain SGD takes the steps of constraint mode.
         convolution: how the layer convolves. "kernel" expands the kernel and calls the stock convolution. "group_sums"
             multiplies each free weight with the sum of the inputs that its group sees, which takes fewer products, where
-            the layer's class and the pattern allow it. "auto" does so where measurements say that it is faster.
+            the layer's class and the pattern allow it. "auto" does so where measurements say that it is faster. "tune" times
+            both on this machine, when the layer is first called, and takes the faster one.
 
     Raises:
         TyingError: the layer keeps no kernel that can be tied, the pattern does not fit it, or it is tied already.

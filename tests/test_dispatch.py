@@ -1,5 +1,7 @@
 """How tied layers convolve: whatever the way, the stock layer that holds the expanded kernel is the oracle."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -161,6 +163,67 @@ def test_auto_takes_the_stock_convolution_where_nothing_was_measured(monkeypatch
     layer = tied(layers.Conv2D(64, 5), QUESTION, "auto")
 
     assert (row(layer).convolution, row(layer).convolution_reason) == ("kernel", "not measured on 96 threads")
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """The times that functions seem to take, and how often they were asked for."""
+    times = {"kernel": 3.0, "group_sums": 2.0, "asked": 0}
+
+    def shortest_times(functions):
+        times["asked"] += 1
+        for function in functions.values():
+            function()
+        return {name: times[name] for name in functions}
+
+    monkeypatch.setattr(dispatch, "shortest_times", shortest_times)
+    monkeypatch.setattr(dispatch, "_timed_ways", {})
+    return times
+
+
+@pytest.mark.parametrize("group_sums", [2.0, 4.5], ids=["faster", "slower"])
+@pytest.mark.parametrize(
+    "layer", [layers.Conv2D(4, 5, strides=2), layers.DepthwiseConv2D(5)], ids=lambda one: type(one).__name__
+)
+def test_tune_takes_the_way_that_took_less_time_and_measures_once(seconds, group_sums, layer):
+    seconds["group_sums"] = group_sums
+    model = keras.Sequential([keras.Input(IMAGES.shape[1:]), type(layer).from_config(layer.get_config()), layers.Flatten()])
+    model = kt.apply_tying(model, QUESTION, mode="parameterization", convolution="tune")
+
+    model.compile("sgd", "mse")
+    model.fit(IMAGES, np.zeros((2, *model.output_shape[1:])), batch_size=1, verbose=0)
+
+    expected, other = ("group_sums", "kernel") if group_sums < 3 else ("kernel", "group_sums")
+    assert row(model).convolution == expected
+    assert row(model).convolution_reason == f"1.5 times as fast as {other!r}, timed here"
+    assert seconds["asked"] == 1
+    assert_close(array(model(IMAGES)), array(kt.strip_tying(model)(IMAGES)))
+
+
+def test_tune_measures_in_earnest():
+    layer = tied(layers.Conv2D(64, 5), QUESTION, "tune")
+
+    assert re.fullmatch(r"\d+\.\d times as fast as '(kernel|group_sums)', timed here", row(layer).convolution_reason)
+    assert row(layer).convolution not in row(layer).convolution_reason
+
+
+def test_tune_takes_the_stock_convolution_on_devices_whose_time_it_cannot_tell(monkeypatch, seconds):
+    monkeypatch.setattr(dispatch._BACKEND, "unmeasured", lambda: "accelerators")
+
+    assert row(tied(layers.Conv2D(4, 5), QUESTION, "tune")).convolution_reason == "not measured on accelerators"
+    assert seconds["asked"] == 0
+
+
+@given(testing.stock_layers(classes=CONVOLVING))
+def test_the_stock_convolution_that_is_timed_is_that_of_the_layer(problem):
+    layer, inputs = problem
+    bare = type(layer).from_config({**layer.get_config(), "use_bias": False, "activation": None})
+
+    outputs = bare(inputs)
+
+    np.testing.assert_array_equal(
+        array(dispatch._stock_convolution(bare, ops.convert_to_tensor(inputs), bare.kernel)), array(outputs)
+    )
 
 
 def test_a_size_that_is_not_known_keeps_the_stock_convolution():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,22 @@ def threads() -> int:
     return cpu_threads()
 
 
-def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured."""
     return (_PAYS_DEPTHWISE if is_depthwise else _PAYS).get(threads())
+
+
+def is_compiled(given: bool | None) -> bool:
+    """Returns whether XLA compiles stock convolutions."""
+    return True
+
+
+def training(function: Callable[..., Tensor], tensors: Sequence[Tensor], is_compiled: bool) -> Callable[[], Any]:
+    """Returns a function that computes outputs and gradients in tensors, and waits for them."""
+
+    @jax.jit
+    def step(*tensors: Tensor) -> Any:
+        outputs, pull_back = jax.vjp(function, *tensors)
+        return pull_back(outputs)
+
+    return lambda: jax.block_until_ready(step(*tensors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -76,15 +76,33 @@ def threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or cpu_threads()
 
 
-def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured.
 
     Args:
         is_depthwise: whether each channel is convolved on its own.
-        is_compiled: whether XLA compiles the stock convolution too; None: as in what is traced just now. oneDNN's is faster.
+        is_compiled: whether XLA compiles the stock convolution too; oneDNN's is faster.
     """
-    if is_compiled is None:
-        is_compiled = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
     if is_depthwise:
         return _PAYS_BESIDE_XLA_DEPTHWISE.get(threads()) if is_compiled else {}
     return (_PAYS_BESIDE_XLA if is_compiled else _PAYS_BESIDE_ONEDNN).get(threads())
+
+
+def is_compiled(given: bool | None) -> bool:
+    """Returns what is given; if that is None, whether XLA compiles what is traced just now."""
+    if given is None:
+        return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+    return given
+
+
+def training(function: Callable[..., Tensor], tensors: Sequence[Tensor], is_compiled: bool) -> Callable[[], Any]:
+    """Returns a function that computes outputs and gradients in tensors."""
+
+    @tf.function(jit_compile=is_compiled, autograph=False)
+    def step(*tensors: Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs = function(*tensors)
+        return tape.gradient(outputs, tensors, outputs)
+
+    return lambda: step(*tensors)

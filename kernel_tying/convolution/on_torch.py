@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -210,6 +210,22 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def savings_that_pay(is_depthwise: bool, is_compiled: bool | None) -> Mapping[int, float] | None:
+def savings_that_pay(is_depthwise: bool, is_compiled: bool) -> Mapping[int, float] | None:
     """Returns from how many times fewer products on the tied convolution pays, by channels; None if that is not measured."""
     return {} if is_depthwise else _PAYS.get(threads())
+
+
+def is_compiled(given: bool | None) -> bool:
+    """Returns whether XLA compiles stock convolutions."""
+    return False
+
+
+def training(function: Callable[..., Tensor], tensors: Sequence[Tensor], is_compiled: bool) -> Callable[[], Any]:
+    """Returns a function that computes outputs and gradients in tensors."""
+    tensors = [one.detach().requires_grad_() for one in tensors]
+
+    def step() -> Any:
+        outputs = function(*tensors)
+        return torch.autograd.grad(outputs, tensors, outputs)
+
+    return step
