@@ -40,8 +40,8 @@ def main():
             for section in chosen.sections:
                 if threads == min(chosen.threads) or section in ("convolutions", "training"):
                     results[section] += measured(way, threads, section)
+                    (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
     report(results)
-    (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
     for plot, section in ((plot_speed_up, "convolutions"), (plot_growth, "growth")):
         if results[section]:
             plot(results[section])
