@@ -50,7 +50,6 @@ def pattern_of(family, k):
     return getattr(kt.patterns, family)((k, k))
 
 
-# The table of an earlier measurement.
 FITTED = [
     Case("rotation", 3, 14, 256, 1, True),
     Case("rotation", 3, 32, 32, 32, True),
@@ -60,18 +59,27 @@ FITTED = [
     Case("radial", 7, 14, 512, 1, True),
     Case("mirror", 3, 28, 256, 1, True),
     Case("mirror", 3, 32, 32, 32, True),
+    Case("question", 5, 32, 32, 32, True),
+    Case("question", 5, 8, 128, 32, True),
+    Case("radial", 7, 32, 32, 32, True),
+    Case("rotation", 3, 16, 64, 32, True),
+    Case("dihedral", 3, 28, 128, 4, True),
+    Case("point", 3, 8, 128, 32, True),
+    Case("dihedral", 5, 64, 64, 2, True),
+    Case("mirror", 5, 56, 64, 1, True),
+    Case("rotation", 5, 24, 96, 8, True),
+    Case("radial", 7, 28, 16, 16, True),
 ]
 HELD_OUT = [
-    Case("question", 5, 32, 32, 32, False),
-    Case("question", 5, 8, 128, 32, False),
-    Case("radial", 7, 32, 32, 32, False),
-    Case("rotation", 3, 16, 64, 32, False),
-    Case("dihedral", 3, 28, 128, 4, False),
-    Case("point", 3, 8, 128, 32, False),
-    Case("dihedral", 5, 64, 64, 2, False),
-    Case("mirror", 5, 56, 64, 1, False),
-    Case("rotation", 5, 24, 96, 8, False),
-    Case("radial", 7, 28, 16, 16, False),
+    Case("question", 5, 40, 32, 4, False),
+    Case("radial", 7, 20, 48, 8, False),
+    Case("rotation", 3, 48, 64, 4, False),
+    Case("dihedral", 5, 12, 96, 16, False),
+    Case("dihedral", 7, 12, 160, 16, False),
+    Case("mirror", 3, 16, 192, 8, False),
+    Case("point", 5, 10, 256, 2, False),
+    Case("rotation", 5, 7, 384, 4, False),
+    Case("radial", 5, 24, 32, 16, False),
 ]
 
 HUGE = [Case("blocks", 32, 56, 32, 1, False), Case("blocks", 64, 64, 32, 1, False)]

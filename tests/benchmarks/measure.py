@@ -14,7 +14,7 @@ set_threads(way.partition(" ")[0], threads)
 
 import importlib
 import math
-import resource
+from pathlib import Path
 
 import cases
 import keras
@@ -136,16 +136,36 @@ def projection():
         }
 
 
+def roofline():
+    """Yields what bounds a tied convolution: products of matrices in GFLOP/s, copies of memory in GB/s."""
+    for rows, inner, columns in ((1024, 1024, 1024), (8192, 9 * 32, 32), (8192, 9 * 64, 64), (8192, 9 * 128, 128)):
+        a, b = tensors((rows, inner), (inner, columns))
+        with inference(way):
+            time = timed({"product": ops.matmul}, {"product": (a, b)})["product"]["median"]
+        yield {"what": f"product {rows} x {inner} x {columns}", "rate": 2e-9 * rows * inner * columns / time, "unit": "GFLOP/s"}
+    for size in (2**18, 2**26):
+        source, target = np.ones(size, "uint8"), np.ones(size, "uint8")
+        time = interleaved({"copy": lambda source=source, target=target: np.copyto(target, source)})["copy"]["median"]
+        yield {"what": f"copy of {size / 2**20:g} MiB", "rate": 1e-9 * size / time, "unit": "GB/s"}
+
+
 def memory(name):
-    """Yields the most memory that training steps of one of the networks take, in MB above what was taken before them."""
+    """Yields the most memory that training steps of one of the networks take, in MB above what was taken before the first."""
     network = networks.competitors("radial", 7)[name]
     images, labels = np.zeros((64, *networks.IMAGE), "float32"), np.arange(64) % 10
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile("adam", loss, jit_compile=way in ("jax", "tensorflow jit"))
     network.fit(images, labels, batch_size=32, verbose=0)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield {"name": name, "megabytes": (after - before) / 1024}
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, which is that of compiling
+    network.fit(images, labels, batch_size=32, verbose=0)
+    yield {"name": name, "megabytes": resident("VmHWM") - before}
+
+
+def resident(field):
+    """Returns a field of this process' status on Linux, in MB: VmRSS, the memory taken now, or VmHWM, its peak."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 SECTIONS = {
@@ -154,6 +174,7 @@ SECTIONS = {
     "growth": growth,
     "training": training,
     "projection": projection,
+    "roofline": roofline,
     "memory stock": lambda: memory("stock"),
     "memory tied": lambda: memory("parameterization, auto"),
 }

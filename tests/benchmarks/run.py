@@ -22,7 +22,7 @@ from rich.table import Table
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "out" / "bench"
 WAYS = ("jax", "tensorflow jit", "tensorflow", "torch")
-SECTIONS = ("convolutions", "special", "training", "projection", "memory stock", "memory tied", "growth")
+SECTIONS = ("convolutions", "special", "training", "projection", "roofline", "memory stock", "memory tied", "growth")
 console = Console(width=150)
 
 
@@ -114,6 +114,11 @@ def report(results):
         [(row["way"], row["kernel"], f"{row['copies']:.1f}", f"{row['project_ms']:.1f}") for row in results["projection"]],
     )
     table(
+        "roofline: products of matrices, and copies of memory",
+        ("way", "what", "rate"),
+        [(row["way"], row["what"], f"{row['rate']:.0f} {row['unit']}") for row in results["roofline"]],
+    )
+    table(
         "memory: peak of training steps of the radial 7x7 network",
         ("way", "network", "MB"),
         [(row["way"], row["name"], f"{row['megabytes']:.0f}") for row in results["memory stock"] + results["memory tied"]],
@@ -131,9 +136,9 @@ def plot_speed_up(rows):
         axis.axhline(1, color="gray", linewidth=1, linestyle=":")
         axis.set(xscale="log", yscale="log", xlabel="k²/K, times fewer products")
         axis.set_title("forward" if name == "forward" else "forward and gradients")
-        for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_formatter("{x:g}")
-            ticks.set_minor_formatter("{x:g}")
+        for ticks, values in ((axis.xaxis, (1, 1.5, 2, 3, 4, 5)), (axis.yaxis, (0.5, 1, 2, 3, 5, 10, 20))):
+            ticks.set_ticks(values, labels=map(str, values))
+            ticks.set_ticks((), minor=True)
     axes[0].set_ylabel("times faster than stock")
     axes[0].legend()
     figure.savefig(OUT / "speed_up.svg")
