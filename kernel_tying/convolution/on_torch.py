@@ -13,6 +13,7 @@ from kernel_tying.convolution import form
 from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chunk, tile_size
 from kernel_tying.convolution.sums import Offset, Read, Schedule, schedule
 from kernel_tying.convolution.threads import chunk_bytes
+from kernel_tying.keras_private import is_exporting
 
 # channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
 _PAYS = {1: {32: 4.5, 64: 2.5, 128: 1.7, 256: 1.5}, 2: {64: 3.5, 128: 2.5, 256: 1.5}}
@@ -192,7 +193,8 @@ def convolve(inputs: Tensor, free: Tensor, geometry: Geometry) -> Tensor:
 def obstacle() -> str:
     """Returns what keeps layers to the stock convolution just now, or ""."""
     jit: Any = torch.jit  # `is_tracing` is not in the types
-    is_traced = torch.compiler.is_compiling() or jit.is_tracing()
+    # `torch.compile` cannot trace the look at the callers, so it comes last. OpenVINO calls models outside of its trace too.
+    is_traced = torch.compiler.is_compiling() or jit.is_tracing() or is_exporting()
     return "compiled and exported models keep to the stock convolution" if is_traced else ""
 
 
