@@ -56,7 +56,7 @@ def way_to_convolve(layer: keras.Layer, kernel: Any, input_shape: Shape, is_comp
     unmeasured = "several devices" if keras.distribution.distribution() is not None else _BACKEND.unmeasured()
     if unmeasured:
         return Way("kernel", f"not measured on {unmeasured}")
-    is_compiled = _BACKEND.is_compiled(is_compiled)
+    is_compiled = _BACKEND.compiles(is_compiled)
     if kernel.convolution == "tune":
         return _timed_way(layer, kernel, input_shape, is_compiled)
     return _expected_way(layer, kernel, _geometry(layer, kernel, input_shape), is_compiled)
@@ -81,7 +81,7 @@ def _expected_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compil
     """Returns the way that measurements say is the faster one; where nothing was measured, the stock one."""
     if layer.compute_dtype != "float32":
         return Way("kernel", f"not measured on {layer.compute_dtype}")
-    is_depthwise = not hasattr(layer, "groups")
+    is_depthwise = _is_depthwise(layer)
     if not is_depthwise and (max(geometry.strides) > 1 or geometry.groups > 1):
         return Way("kernel", "does not pay with strides or groups of channels")
     savings = _BACKEND.savings_that_pay(is_depthwise, is_compiled)
@@ -90,7 +90,7 @@ def _expected_way(layer: keras.Layer, kernel: Any, geometry: Geometry, is_compil
     channels = min(kernel.shape[-2:])
     where = "in depthwise layers" if is_depthwise else f"at {channels} channels"
     saving = math.prod(geometry.kernel_size) / len(geometry.sums.groups)
-    needed = min((one for least, one in savings.items() if is_depthwise or channels >= least), default=math.inf)
+    needed = min((one for least, one in savings.items() if channels >= least), default=math.inf)
     pays = f"{needed:.1f} pay" if needed < math.inf else "no saving pays"
     return Way("group_sums" if saving >= needed else "kernel", f"{saving:.1f} times fewer products, {pays} {where}")
 
@@ -121,8 +121,13 @@ def _timed_way(layer: keras.Layer, kernel: Any, input_shape: Shape, is_compiled:
 def _geometry(layer: keras.Layer, kernel: Any, input_shape: Shape) -> Geometry:
     _, *size, channels = _channels_last(layer, input_shape)
     numbers = tuple(layer.kernel_size), tuple(layer.strides), tuple(layer.dilation_rate)
-    groups: Any = getattr(layer, "groups", channels)  # in depthwise layers each channel is a group
+    groups: Any = channels if _is_depthwise(layer) else layer.groups
     return Geometry(kernel.pattern, *numbers, padding_of(layer.padding, size, *numbers), groups)
+
+
+def _is_depthwise(layer: keras.Layer) -> bool:
+    """Returns whether each channel is a group of its own, so that the layer is not told of groups."""
+    return not hasattr(layer, "groups")
 
 
 def _channels_last(layer: keras.Layer, shape: Shape) -> Shape:
@@ -172,9 +177,10 @@ def _stock_convolution(layer: keras.Layer, inputs: Tensor, kernel: Tensor) -> Te
     """Returns the convolution with a kernel, as the stock layer computes it."""
     padding = layer.padding
     if padding == "causal":
-        before = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-        axis = 1 if layer.data_format == "channels_last" else 2
-        inputs = ops.pad(inputs, [(before, 0) if index == axis else (0, 0) for index in range(3)])
+        _, *size, _ = _channels_last(layer, tuple(inputs.shape))
+        zeros = padding_of(padding, size, layer.kernel_size, layer.strides, layer.dilation_rate)
+        is_last = layer.data_format == "channels_last"
+        inputs = ops.pad(inputs, [(0, 0), *zeros, (0, 0)] if is_last else [(0, 0), (0, 0), *zeros])
         padding = "valid"
-    convolve = ops.conv if hasattr(layer, "groups") else ops.depthwise_conv
+    convolve = ops.depthwise_conv if _is_depthwise(layer) else ops.conv
     return convolve(inputs, kernel, layer.strides, padding, layer.data_format, layer.dilation_rate)

@@ -31,12 +31,12 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan, chunk_
     size = geometry.output_size(inputs.shape[1:-1])
     tile = tile_size(geometry, size, channels, chunk_bytes)
     samples, padding = tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
-    plan = schedule(geometry.sums, geometry.dilation, geometry.strides, tile)
+    plan, lattice = schedule(geometry.sums, geometry.dilation, geometry.strides, tile), geometry.lattice
 
     def step(carry: Any, chunk: tuple[Tensor]) -> tuple[Any, Tensor]:
         images = shared_sums(_padded(_wide(chunk[0]), padding), plan)
-        if geometry.lattice:
-            outputs = _lattice_convolution(images, plan, _wide(free), geometry.lattice, geometry.dilation)
+        if lattice:
+            outputs = _lattice_convolution(images, plan, _wide(free), lattice, geometry.dilation)
         else:
             outputs = ops.reshape(product.convolve(group_sums(images, plan)), (-1, *tile, free.shape[-1]))
         return carry, ops.cast(outputs, inputs.dtype)

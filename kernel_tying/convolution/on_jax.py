@@ -61,7 +61,7 @@ def savings_that_pay(is_depthwise: bool, is_compiled: bool) -> Mapping[int, floa
     return (_PAYS_DEPTHWISE if is_depthwise else _PAYS).get(threads())
 
 
-def is_compiled(given: bool | None) -> bool:
+def compiles(given: bool | None) -> bool:
     """Returns whether XLA compiles stock convolutions."""
     return True
 

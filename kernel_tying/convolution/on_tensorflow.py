@@ -88,7 +88,7 @@ def savings_that_pay(is_depthwise: bool, is_compiled: bool) -> Mapping[int, floa
     return (_PAYS_BESIDE_XLA if is_compiled else _PAYS_BESIDE_ONEDNN).get(threads())
 
 
-def is_compiled(given: bool | None) -> bool:
+def compiles(given: bool | None) -> bool:
     """Returns what is given; if that is None, whether XLA compiles what is traced just now."""
     if given is None:
         return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
