@@ -33,36 +33,6 @@ def compiled(way, function):
     return function
 
 
-def with_gradients(way, function):
-    """Returns a function `(inputs, weights, upstream) -> (outputs, input gradient, weight gradient)`."""
-    if way == "jax":
-        import jax
-
-        def run(inputs, weights, upstream):
-            outputs, pull_back = jax.vjp(function, inputs, weights)
-            return outputs, pull_back(upstream)
-
-        return run
-    if way.startswith("tensorflow"):
-        import tensorflow as tf
-
-        def run(inputs, weights, upstream):
-            with tf.GradientTape() as tape:
-                tape.watch([inputs, weights])
-                outputs = function(inputs, weights)
-            return outputs, tape.gradient(outputs, [inputs, weights], upstream)
-
-        return run
-    import torch
-
-    def run(inputs, weights, upstream):
-        inputs, weights = (one.detach().requires_grad_() for one in (inputs, weights))
-        outputs = function(inputs, weights)
-        return outputs, torch.autograd.grad(outputs, [inputs, weights], upstream)
-
-    return run
-
-
 def wait(way, result):
     """Waits until a result is there. Other backends than JAX return it then."""
     if way == "jax":

@@ -8,7 +8,7 @@ way, threads, section, file = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.ar
 os.environ["KERAS_BACKEND"] = way.partition(" ")[0]
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-from backends import compiled, inference, set_threads, wait, with_gradients
+from backends import compiled, inference, set_threads, wait
 
 set_threads(way.partition(" ")[0], threads)
 
@@ -57,13 +57,15 @@ def convolution(case, is_depthwise=False, with_training=True):
     arguments = {"stock": (images, kernel), "tied": (images, free)}
     with inference(way):
         times = timed(functions, arguments)
-    row = {"case": str(case), "saving": case.saving, "channels": case.channels, "is_fitted": case.is_fitted}
+    row = {"case": str(case), "saving": case.saving, "channels": case.channels, "is_fitted": case in cases.FITTED}
     row |= {"forward": ratios(times, "stock")["tied"], "forward_ms": milliseconds(times)}
     savings = backend.savings_that_pay(is_depthwise, way == "tensorflow jit") or {}
     row["pays"] = any(case.channels >= one and case.saving >= savings[one] for one in savings)
     if with_training:
-        gradients = {name: with_gradients(way, function) for name, function in functions.items()}
-        times = timed(gradients, {name: (*pair, images) for name, pair in arguments.items()})
+        is_compiled = way == "tensorflow jit"
+        times = interleaved(
+            {name: backend.training(function, arguments[name], is_compiled) for name, function in functions.items()}
+        )
         row |= {"training": ratios(times, "stock")["tied"], "training_ms": milliseconds(times)}
     return row
 
@@ -99,7 +101,7 @@ def growth():
         for value in values:
             numbers = {**base, name: value}
             family = "dihedral" if name == "k" else "question"
-            case = cases.Case(family, numbers["k"], numbers["size"], numbers["channels"], numbers["batch"], False)
+            case = cases.Case(family, numbers["k"], numbers["size"], numbers["channels"], numbers["batch"])
             yield {"grows": name, "value": value, **convolution(case, with_training=False)}
 
 
