@@ -101,7 +101,7 @@ def report(results):
             ],
         )
     table(
-        "training: time of a fit step of a small residual network, relative to the stock network (quartiles)",
+        "training: time of a step of a small residual network, relative to the stock network (quartiles)",
         ("way", "threads", "network", "kernels", "time", "ms"),
         [
             (*(row[key] for key in ("way", "threads", "network", "name")), spread(row["time"]), f"{row['step_ms']:.0f}")
