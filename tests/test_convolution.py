@@ -11,6 +11,7 @@ from keras import layers, ops
 
 import kernel_tying as kt
 from kernel_tying import testing
+from kernel_tying.convolution import form
 from kernel_tying.convolution.geometry import Geometry, padding_of, samples_per_chunk, tile_size
 from kernel_tying.convolution.sums import adjoint_sums, group_sums, members, schedule
 
@@ -127,6 +128,7 @@ def chunks(request, monkeypatch):
         yield
         return
     monkeypatch.setattr(BACKEND, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(form, "_STRIP_BYTES", 16)
     _forget_compiled(monkeypatch)
     yield
     _forget_compiled(monkeypatch)

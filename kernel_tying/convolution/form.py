@@ -18,7 +18,9 @@ from keras import ops
 from kernel_tying.algebra import Tensor, averaging_dtype
 from kernel_tying.convolution.geometry import Geometry, Padding, samples_per_chunk, tile_size
 from kernel_tying.convolution.products import product_of
-from kernel_tying.convolution.sums import Lattice, Offset, Read, Schedule, schedule
+from kernel_tying.convolution.sums import GroupSums, Lattice, Offset, Read, Schedule, schedule
+
+_STRIP_BYTES = 2**23  # of what a kernel on a lattice sees
 
 Step = Callable[[Any, tuple[Tensor, ...]], tuple[Any, Tensor]]
 # scan(step, carry, xs, shape), with step(carry, x) -> (carry, y) and y of a shape, as `jax.lax.scan`: each backend has its own.
@@ -31,12 +33,13 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan, chunk_
     size = geometry.output_size(inputs.shape[1:-1])
     tile = tile_size(geometry, size, channels, chunk_bytes)
     samples, padding = tiles(inputs, geometry.padding, tile[0], size[0], geometry.reach[0])
-    plan, lattice = schedule(geometry.sums, geometry.dilation, geometry.strides, tile), geometry.lattice
+    merged = inputs.shape[-1] if product.merges_rows and geometry.strides[-1] == 1 else 1
+    plan, lattice = _schedule(geometry.sums, geometry.dilation, geometry.strides, tile, merged), geometry.lattice
 
     def step(carry: Any, chunk: tuple[Tensor]) -> tuple[Any, Tensor]:
-        images = shared_sums(_padded(_wide(chunk[0]), padding), plan)
+        images = shared_sums(_in_rows(_padded(_wide(chunk[0]), padding), merged), plan)
         if lattice:
-            outputs = _lattice_convolution(images, plan, _wide(free), lattice, geometry.dilation)
+            outputs = _lattice_convolution(images, plan, _wide(free), lattice, geometry.dilation, tile)
         else:
             outputs = ops.reshape(product.convolve(group_sums(images, plan)), (-1, *tile, free.shape[-1]))
         return carry, ops.cast(outputs, inputs.dtype)
@@ -56,10 +59,11 @@ def backward(
     samples, _ = tiles(inputs, ((0, 0),) * len(size), tile[0], size[0], 0)
     upstream = spread(upstream, geometry.strides)
     gradients, padding = tiles(upstream, geometry.adjoint_padding(size), tile[0], size[0], geometry.reach[0])
-    plan = schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile)
+    merged = free.shape[-1] if product.merges_rows else 1
+    plan = _schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile, merged)
 
     def step(carry: Tensor, chunk: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        sums = group_sums(shared_sums(_padded(_wide(chunk[1]), padding), plan), plan)
+        sums = group_sums(shared_sums(_in_rows(_padded(_wide(chunk[1]), padding), merged), plan), plan)
         input_gradient, free_gradient = product.gradients(_wide(chunk[0]), sums)
         outputs = ops.reshape(input_gradient, (-1, *tile, inputs.shape[-1]))
         return carry + free_gradient, ops.cast(outputs, inputs.dtype)
@@ -70,8 +74,18 @@ def backward(
     return untiled(outputs, inputs, size), ops.cast(product.as_free(total), free.dtype)
 
 
+def _schedule(sums: GroupSums, dilation: Offset, strides: Offset, size: Offset, merged: int) -> Schedule:
+    """Returns the schedule for images whose last spatial axis is merged with so many channels."""
+    return schedule(sums, (*dilation[:-1], dilation[-1] * merged), strides, (*size[:-1], size[-1] * merged))
+
+
+def _in_rows(tensor: Tensor, merged: int) -> Tensor:
+    """Returns the tensor with its last two axes as one if channels are merged, so that XLA's loops run over long rows."""
+    return tensor if merged == 1 else ops.reshape(tensor, (-1, *tensor.shape[1:-2], math.prod(tensor.shape[-2:])))
+
+
 def shared_sums(inputs: Tensor, plan: Schedule) -> list[Tensor]:
-    """Returns padded inputs `(batch, *spatial, channels)`, followed by the sums that groups share."""
+    """Returns padded inputs, followed by the sums that groups share."""
     images = [inputs]
     for reads in plan.steps:
         images.append(_sum(images, reads))
@@ -83,13 +97,25 @@ def group_sums(images: list[Tensor], plan: Schedule) -> list[Tensor]:
     return [_sum(images, reads) for reads in plan.groups]
 
 
-def _lattice_convolution(images: list[Tensor], plan: Schedule, free: Tensor, lattice: Lattice, dilation: Offset) -> Tensor:
-    """Returns the output by a dilated convolution of the one image that all groups read: box sums, if they are equal blocks."""
+def _lattice_convolution(
+    images: list[Tensor], plan: Schedule, free: Tensor, lattice: Lattice, dilation: Offset, size: Offset
+) -> Tensor:
+    """Returns the output by a dilated convolution of the one image that all groups read: box sums, if they are equal blocks.
+
+    It is taken in strips along the first spatial axis, as XLA copies what the kernel sees at each output side by side.
+    """
     (first,), (last,) = plan.groups[0], plan.groups[-1]
     window = (slice(one.start, other.stop) for one, other in zip(first.window, last.window, strict=True))
+    rows, channels = images[first.image][(slice(None), *window)], free.shape[1]
+    width = math.prod(rows.shape[len(dilation) :]) // channels
+    image = ops.reshape(rows, (-1, *rows.shape[1 : len(dilation)], width, channels))
     kernel = ops.reshape(free, (*lattice.counts, *free.shape[1:]))
     steps = tuple(map(operator.mul, lattice.spacing, dilation))
-    return ops.conv(images[first.image][(slice(None), *window)], kernel, dilation_rate=steps, data_format="channels_last")
+    reach = (lattice.counts[0] - 1) * steps[0]
+    height = max(1, _STRIP_BYTES // (4 * math.prod(kernel.shape[:-1]) * math.prod(size[1:])))
+    strips = (image[:, start : start + height + reach] for start in range(0, size[0], height))
+    outputs = [ops.conv(strip, kernel, dilation_rate=steps, data_format="channels_last") for strip in strips]
+    return ops.concatenate(outputs, axis=1)
 
 
 def _sum(images: list[Tensor], reads: Sequence[Read]) -> Tensor:

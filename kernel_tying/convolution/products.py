@@ -1,6 +1,7 @@
 """The products of group sums with free weights: dense, in groups of channels, depthwise.
 
-Free weights are `(K, in / groups, out)`; sums are lists of K tensors `(batch, *spatial, channels)`.
+Free weights are `(K, in / groups, out)`; sums are lists of K tensors `(batch, *spatial, channels)`, whose last two axes are one
+where the product `merges_rows`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from kernel_tying.algebra import Tensor
 class DenseProduct:
     """Every output sees every input: matrix products."""
 
+    merges_rows = True
+
     def __init__(self, free: Tensor, groups: int):
         self.free = free
         self.shape = tuple(free.shape)
@@ -22,12 +25,12 @@ class DenseProduct:
     def convolve(self, sums: list[Tensor]) -> Tensor:
         """Returns `sum_g s_g theta_g`, one row for each sample and position."""
         count, channels, filters = self.shape
-        return ops.matmul(_side_by_side(sums), ops.reshape(self.free, (count * channels, filters)))
+        return ops.matmul(_side_by_side(sums, channels), ops.reshape(self.free, (count * channels, filters)))
 
     def gradients(self, inputs: Tensor, sums: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Returns `sum_g z_g theta_g^T`, and the matrix `(in, K * out)` of all `x^T z_g`."""
         count, channels, filters = self.shape
-        stacked = _side_by_side(sums)
+        stacked = _side_by_side(sums, filters)
         adjoint = ops.reshape(ops.transpose(self.free, (0, 2, 1)), (count * filters, channels))
         return ops.matmul(stacked, adjoint), ops.matmul(ops.transpose(_rows(inputs, channels)), stacked)
 
@@ -72,6 +75,8 @@ class GroupedProduct(DenseProduct):
 class DepthwiseProduct(GroupedProduct):
     """Each channel is on its own: products entry by entry, without an axis for the groups, on which XLA's loops are slow."""
 
+    merges_rows = False
+
     def __init__(self, free: Tensor, groups: int):
         super().__init__(free, groups)
         self.free = ops.reshape(free, (free.shape[0], -1))
@@ -98,14 +103,13 @@ def product_of(free: Tensor, groups: int) -> DenseProduct:
     return (DepthwiseProduct if free.shape[1] == 1 else GroupedProduct)(free, groups)
 
 
-def _side_by_side(sums: list[Tensor]) -> Tensor:
+def _side_by_side(sums: list[Tensor], channels: int) -> Tensor:
     """Returns a matrix with a row of all sums for each sample and position.
 
     Updates of a part each fuse with the sums, where XLA would concatenate rows by a loop of small copies.
     """
-    parts = [_rows(one, one.shape[-1]) for one in sums]
-    rows, channels = ops.shape(parts[0])
-    matrix = ops.zeros((rows, len(parts) * channels), dtype=parts[0].dtype)
+    parts = [_rows(one, channels) for one in sums]
+    matrix = ops.zeros((ops.shape(parts[0])[0], len(parts) * channels), dtype=parts[0].dtype)
     for index, part in enumerate(parts):
         matrix = ops.slice_update(matrix, (0, index * channels), part)
     return matrix
