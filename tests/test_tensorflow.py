@@ -11,6 +11,7 @@ from keras import ops
 from models import MODES, conv, images, make, shared_twice, skip, subclassed, targets, tie, values
 
 import kernel_tying as kt
+from kernel_tying.convolution import on_tensorflow
 from kernel_tying.testing import assert_tied
 
 PATTERNS = {
@@ -115,6 +116,36 @@ def test_a_function_around_group_sums_computes_the_stock_layer_for_each_shape(si
         for one, other in zip(found, [outputs, in_inputs, dense_adjoint(in_kernel, pattern)], strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     assert function.experimental_get_tracing_count() == traces
+
+
+def gradient_of_squares(layer, inputs):
+    """Returns the outputs' sizes, as far as they are known, and the gradient of half their squares in the kernel."""
+    with tf.GradientTape() as tape:
+        outputs = layer(inputs)
+    return outputs.shape[1:], tape.gradient(outputs, layer.trainable_variables[0].value, outputs)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_images_that_are_cut_into_tiles_keep_their_size_while_traced(monkeypatch, jit_compile):
+    monkeypatch.setattr(on_tensorflow, "_CHUNK_BYTES", 16)
+    shape = (11, 9, 2)  # that no other test traces
+    by_sums = conv()
+    by_sums.build((None, *shape))
+    by_sums = kt.apply_tying(by_sums, "mirror", mode="parameterization", convolution="group_sums")
+    inputs = tf.constant(np.random.default_rng(0).normal(size=(3, *shape)).astype("float32"))
+    sizes = []
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *shape))], jit_compile=jit_compile)
+    def traced(inputs):
+        size, gradient = gradient_of_squares(by_sums, inputs)
+        sizes.append(size)
+        return gradient
+
+    found = array(traced(inputs))
+
+    _, in_kernel = gradient_of_squares(kt.strip_tying(by_sums), inputs)
+    assert sizes == [shape]
+    np.testing.assert_allclose(found, dense_adjoint(in_kernel, kt.patterns.mirror((3, 3))), rtol=1e-4, atol=1e-4)
 
 
 def fitted(convolution, jit_compile):

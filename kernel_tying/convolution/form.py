@@ -46,7 +46,7 @@ def forward(inputs: Tensor, free: Tensor, geometry: Geometry, scan: Scan, chunk_
 
     length = samples_per_chunk(samples.shape[0], 4 * math.prod(tile) * channels, chunk_bytes)
     _, outputs = _by_chunks(step, (), (samples,), length, (*tile, free.shape[-1]), scan)
-    return untiled(outputs, inputs, size)
+    return untiled(outputs, size)
 
 
 def backward(
@@ -71,7 +71,7 @@ def backward(
     xs, shape = (samples, gradients), (*tile, inputs.shape[-1])
     length = samples_per_chunk(samples.shape[0], 4 * math.prod(tile) * channels, chunk_bytes)
     total, outputs = _by_chunks(step, product.zeros(), xs, length, shape, scan)
-    return untiled(outputs, inputs, size), ops.cast(product.as_free(total), free.dtype)
+    return untiled(outputs, size), ops.cast(product.as_free(total), free.dtype)
 
 
 def _schedule(sums: GroupSums, dilation: Offset, strides: Offset, size: Offset, merged: int) -> Schedule:
@@ -164,11 +164,11 @@ def tiles(tensor: Tensor, padding: Padding, tile: int, length: int, halo: int) -
     return ops.reshape(tiles, (-1, tile + halo, *tensor.shape[2:])), ((0, 0), *padding[1:])
 
 
-def untiled(tensor: Tensor, inputs: Tensor, size: Offset) -> Tensor:
+def untiled(tensor: Tensor, size: Offset) -> Tensor:
     """Returns samples of a spatial size that were computed in tiles."""
-    if tensor.shape[1] == size[0]:
-        return tensor
-    return ops.reshape(tensor, (ops.shape(inputs)[0], -1, *tensor.shape[2:]))[:, : size[0]]
+    tile = tensor.shape[1]
+    count = math.ceil(size[0] / tile)
+    return tensor if count == 1 else ops.reshape(tensor, (-1, count * tile, *tensor.shape[2:]))[:, : size[0]]
 
 
 def _by_chunks(
