@@ -17,7 +17,7 @@ from kernel_tying.keras_private import is_exporting
 
 _CHUNK_BYTES = 2**18
 # channels -> times fewer products from which on the tied convolution was the faster one, forward and with gradients
-_PAYS = {1: {32: 2.5, 128: 1.5}, 2: {32: 4.5, 64: 2.5, 128: 1.7, 256: 1.5}}
+_PAYS = {1: {8: 4.0, 32: 2.5, 128: 1.5}, 2: {32: 4.5, 64: 2.5, 128: 1.7, 256: 1.5}}
 _PAYS_DEPTHWISE = {1: {1: 1.0}, 2: {1: 1.0}}  # XLA's own depthwise convolution takes several times as long
 
 

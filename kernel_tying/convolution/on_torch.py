@@ -50,11 +50,11 @@ def backward(inputs: Tensor, free: Tensor, upstream: Tensor, geometry: Geometry)
     plan = schedule(geometry.adjoint_sums, geometry.dilation, (1,) * len(size), tile)
     input_gradient = torch.empty_like(samples)
     adjoint = free.transpose(0, 1).reshape(channels, count * filters, 1, 1)
-    adjoint_gradient = torch.zeros_like(adjoint)
+    gradient = inputs.new_zeros((count * filters, channels, 1, 1))
     for chunk, sums in _summed_chunks(gradients, plan, padding, tile, _chunk_bytes(free)):
         input_gradient[chunk] = _product(sums, adjoint).view(-1, *tile, channels)
-        adjoint_gradient += conv2d_weight(_pixels(sums), adjoint.shape, _pixels(samples[chunk]))
-    free_gradient = adjoint_gradient.view(channels, count, filters).transpose(0, 1)
+        gradient += conv2d_weight(_pixels(samples[chunk]), gradient.shape, _pixels(sums))
+    free_gradient = gradient.view(count, filters, channels).transpose(1, 2)
     return form.untiled(input_gradient, size), free_gradient.contiguous()
 
 
