@@ -52,6 +52,15 @@ def test_group_sums_give_the_outputs_and_gradients_of_the_stock_layer(problem, d
         assert_close(one, other, 1e-4)
 
 
+def test_a_batch_without_samples_has_outputs_without_samples_and_no_gradient():
+    layer = tied(layers.Conv2D(8, 5), QUESTION)
+    inputs = ops.convert_to_tensor(IMAGES[:0])
+
+    assert tuple(layer(inputs).shape) == (0, *layer.compute_output_shape(IMAGES.shape)[1:])
+    for gradient in gradients(lambda: ops.sum(layer(inputs)), layer.trainable_variables):
+        np.testing.assert_array_equal(gradient, 0)
+
+
 @pytest.mark.parametrize("scaling", ["values", "orthonormal"])
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_group_sums_know_scaling_and_data_format(scaling, data_format):

@@ -118,6 +118,19 @@ def test_a_function_around_group_sums_computes_the_stock_layer_for_each_shape(si
     assert function.experimental_get_tracing_count() == traces
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_function_for_any_batch_takes_one_without_samples(jit_compile):
+    by_sums = conv(strides=2)
+    by_sums.build((None, 6, 5, 2))
+    by_sums = kt.apply_tying(by_sums, "mirror", mode="parameterization", convolution="group_sums")
+    function = tf.function(lambda inputs: outputs_and_gradients(by_sums, inputs), ANY_BATCH, jit_compile=jit_compile)
+
+    outputs, in_inputs, in_kernel = function(tf.zeros((0, 6, 5, 2)))
+
+    assert (outputs.shape, in_inputs.shape) == ((0, 3, 3, 2), (0, 6, 5, 2))
+    np.testing.assert_array_equal(array(in_kernel), 0)
+
+
 def gradient_of_squares(layer, inputs):
     """Returns the outputs' sizes, as far as they are known, and the gradient of half their squares in the kernel."""
     with tf.GradientTape() as tape:

@@ -175,16 +175,17 @@ def _by_chunks(
     step: Step, carry: Any, samples: tuple[Tensor, ...], length: int, shape: tuple[int, ...], scan: Scan
 ) -> tuple[Any, Tensor]:
     """Scans over chunks of so many samples, with outputs of a shape each. Returns the last carry and all outputs."""
-    if length == samples[0].shape[0]:
+    if samples[0].shape[0] in (0, length):
         return step(carry, samples)
     carry, outputs = scan(step, carry, tuple(_chunks(one, length) for one in samples), (length, *shape))
     return carry, ops.reshape(outputs, (-1, *shape))[: ops.shape(samples[0])[0]]
 
 
 def _chunks(samples: Tensor, length: int) -> Tensor:
-    """Returns samples in chunks along a new first axis, with samples of zeros at the end if need be."""
-    if samples.shape[0] is None and length > 1:
+    """Returns samples in chunks along a new first axis, one at least, with samples of zeros at the end if need be."""
+    if samples.shape[0] is None:
+        count = ops.shape(samples)[0]
         padding = [(0, 0)] * len(samples.shape)
-        padding[0] = (0, -ops.shape(samples)[0] % length)
+        padding[0] = (0, -ops.maximum(count, 1) % length + ops.maximum(1 - count, 0))
         samples = ops.pad(samples, padding)
     return ops.reshape(samples, (-1, length, *samples.shape[1:]))

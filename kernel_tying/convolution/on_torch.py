@@ -84,7 +84,8 @@ def _summed_chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields samples and their group sums side by side, `(samples, *size, K * channels)`: the next ones overwrite the last."""
     *_, channels = inputs.shape
-    length = min(len(inputs), samples_per_chunk(None, inputs.element_size() * math.prod(size) * channels, chunk_bytes))
+    most = samples_per_chunk(None, inputs.element_size() * math.prod(size) * channels, chunk_bytes)
+    length = max(1, min(len(inputs), most))
     padded = [one + before + after for one, (before, after) in zip(inputs.shape[1:-1], padding, strict=True)]
     images = [inputs.new_zeros((length, *padded, channels))]
     images += [inputs.new_empty((length, *one, channels)) for one in plan.sizes]
