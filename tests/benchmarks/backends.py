@@ -20,12 +20,18 @@ def set_threads(backend, threads):
     os.sched_setaffinity(0, range(threads))
 
 
-def compiled(way, function):
-    """Returns a function of tensors as a way of running it makes it: "jax", "tensorflow", "tensorflow jit", "torch"."""
+def compiled(way, function, donates=False):
+    """Returns a function of tensors as a way of running it makes it: "jax", "tensorflow", "tensorflow jit", "torch".
+
+    Args:
+        way: the way.
+        function: the function.
+        donates: whether JAX may write results to the memory of the first argument, as in Keras' training steps.
+    """
     if way == "jax":
         import jax
 
-        return jax.jit(function)
+        return jax.jit(function, donate_argnums=0 if donates else None)
     if way.startswith("tensorflow"):
         import tensorflow as tf
 

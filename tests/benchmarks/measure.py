@@ -12,6 +12,8 @@ from backends import compiled, inference, set_threads, wait
 
 set_threads(way.partition(" ")[0], threads)
 
+import ctypes
+import gc
 import importlib
 import math
 from pathlib import Path
@@ -41,24 +43,34 @@ def timed(functions, arguments, **options):
     return interleaved({name: lambda name=name: wait(way, runs[name](*arguments[name])) for name in functions}, **options)
 
 
-def convolution(case, is_depthwise=False, with_training=True):
-    """Returns how many times faster the tied convolution of a case is than the stock one with the expanded kernel."""
+def convolution(case, is_depthwise=False, with_training=True, depth=1):
+    """Returns how many times faster the tied convolution of a case is than the stock one with the expanded kernel.
+
+    Args:
+        case: the configuration.
+        is_depthwise: whether each channel is convolved on its own.
+        with_training: whether gradients are timed too.
+        depth: how many such convolutions follow one another.
+    """
     channels = (case.channels, 1) if is_depthwise else (case.channels,) * 2
     images, free = tensors((case.batch, case.size, case.size, case.channels), (case.pattern.num_free, *channels))
     kernel = kt.expand(ops.reshape(free, (case.pattern.num_free, 1, *channels)), case.pattern)
-    sizes = [(case.size,) * 2, (case.k,) * 2, (1, 1), (1, 1)]
-    geometry = Geometry(case.pattern, *sizes[1:], padding_of("same", *sizes), case.channels if is_depthwise else 1)
     stock = ops.depthwise_conv if is_depthwise else ops.conv
-    functions = {
+    geometry = geometry_of(case, case.pattern, is_depthwise)
+    layers = {
         "stock": lambda inputs, kernel: stock(inputs, kernel, padding="same"),
-        "tied": lambda inputs, free: backend.convolve(inputs, ops.reshape(free, grouped), geometry),
+        "tied": by_group_sums(geometry, (case.pattern.num_free, *sorted(channels))),
     }
-    grouped = (case.pattern.num_free, 1, case.channels) if is_depthwise else tuple(free.shape)
     arguments = {"stock": (images, kernel), "tied": (images, free)}
+    if is_depthwise:  # the other way around XLA's slow one: shifted inputs, each times a tap of the kernel
+        each_on_its_own = geometry_of(case, kt.patterns.free((case.k, case.k)), is_depthwise)
+        layers["taps"] = by_group_sums(each_on_its_own, (case.k**2, *sorted(channels)))
+        arguments["taps"] = arguments["stock"]
+    functions = {name: repeated(layer, depth) for name, layer in layers.items()}
     with inference(way):
         times = timed(functions, arguments)
     row = {"case": str(case), "saving": case.saving, "channels": case.channels, "is_fitted": case in cases.FITTED}
-    row |= {"forward": ratios(times, "stock")["tied"], "forward_ms": milliseconds(times)}
+    row |= {"forward_ms": milliseconds(times), **ratios_of("forward", times), **work(case, geometry, is_depthwise)}
     savings = backend.savings_that_pay(is_depthwise, way == "tensorflow jit") or {}
     row["pays"] = any(case.channels >= one and case.saving >= savings[one] for one in savings)
     if with_training:
@@ -66,8 +78,45 @@ def convolution(case, is_depthwise=False, with_training=True):
         times = interleaved(
             {name: backend.training(function, arguments[name], is_compiled) for name, function in functions.items()}
         )
-        row |= {"training": ratios(times, "stock")["tied"], "training_ms": milliseconds(times)}
+        row |= {"training_ms": milliseconds(times), **ratios_of("training", times)}
     return row
+
+
+def geometry_of(case, pattern, is_depthwise):
+    """Returns the geometry of a case with a pattern."""
+    sizes = [(case.size,) * 2, (case.k,) * 2, (1, 1), (1, 1)]
+    return Geometry(pattern, *sizes[1:], padding_of("same", *sizes), case.channels if is_depthwise else 1)
+
+
+def by_group_sums(geometry, shape):
+    """Returns a convolution by group sums with weights that are brought into a shape."""
+    return lambda inputs, weights: backend.convolve(inputs, ops.reshape(weights, shape), geometry)
+
+
+def work(case, geometry, is_depthwise):
+    """Returns the products that a tied convolution takes, and the bytes that its group sums read and write."""
+    outputs, sums = case.batch * case.size**2 * case.channels, geometry.sums
+    reads = 2 * len(sums.steps) + sum(map(len, sums.groups))
+    writes = len(sums.steps) + len(sums.groups)
+    products = outputs * case.pattern.num_free * (1 if is_depthwise else case.channels)
+    return {"products": products, "moved_bytes": 4 * outputs * (reads + writes)}
+
+
+def ratios_of(what, times):
+    """Returns how many times faster than the stock convolution the tied one is, and taps if they were timed."""
+    all_ratios = ratios(times, "stock")
+    return {what: all_ratios["tied"]} | ({f"{what}_taps": all_ratios["taps"]} if "taps" in all_ratios else {})
+
+
+def repeated(layer, depth):
+    """Returns a function that applies a layer several times."""
+
+    def function(inputs, weights):
+        for _ in range(depth):
+            inputs = layer(inputs, weights)
+        return inputs
+
+    return function
 
 
 def milliseconds(times):
@@ -91,18 +140,19 @@ def special():
 
 def growth():
     """Yields times as one thing about the question's 5x5 layer grows."""
-    base = {"size": 16, "channels": 64, "batch": 8, "k": 5}
+    base = {"size": 16, "channels": 64, "batch": 8, "k": 5, "layers": 1}
     for name, values in {
         "size": (8, 16, 32, 64),
         "channels": (32, 64, 128, 256),
         "batch": (1, 4, 16, 64),
         "k": (3, 5, 7, 9),
+        "layers": (1, 2, 4, 8),
     }.items():
         for value in values:
             numbers = {**base, name: value}
             family = "dihedral" if name == "k" else "question"
             case = cases.Case(family, numbers["k"], numbers["size"], numbers["channels"], numbers["batch"])
-            yield {"grows": name, "value": value, **convolution(case, with_training=False)}
+            yield {"grows": name, "value": value, **convolution(case, with_training=False, depth=numbers["layers"])}
 
 
 def training():
@@ -130,16 +180,19 @@ def epoch(network, images, labels):
 
 
 def projection():
-    """Yields the time to project a kernel, relative to a copy of its memory."""
+    """Yields the time to project a kernel, in memory that JAX may reuse, relative to a copy of its memory."""
     for family, shape in (("rotation", (3, 3, 512, 512)), ("question", (5, 5, 512, 1024))):
         pattern = cases.pattern_of(family, shape[0])
         kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
-        tensor, target = ops.convert_to_tensor(kernel), np.empty_like(kernel)
-        run = compiled(way, lambda value, pattern=pattern: kt.project(value, pattern))
+        tensors, target = [ops.convert_to_tensor(kernel)], np.empty_like(kernel)
+        run = compiled(way, lambda value, pattern=pattern: kt.project(value, pattern), donates=True)
+
+        def project(run=run, tensors=tensors):
+            tensors.append(run(tensors.pop()))
+            wait(way, tensors[0])
+
         with inference(way):
-            times = interleaved(
-                {"copy": lambda a=target, b=kernel: np.copyto(a, b), "project": lambda run=run, x=tensor: wait(way, run(x))}
-            )
+            times = interleaved({"copy": lambda a=target, b=kernel: np.copyto(a, b), "project": project})
         yield {
             "kernel": f"{family} {shape}, {math.prod(shape) * 4 / 1e6:.1f} MB",
             "copies": times["project"]["median"] / times["copy"]["median"],
@@ -161,22 +214,42 @@ def roofline():
 
 
 def memory(name):
-    """Yields the most memory that training steps of one of the networks take, in MB above what was taken before the first."""
+    """Yields the most memory that training steps of one of the networks take, in MB, that of all variables included."""
     network = networks.competitors("radial", 7)[name]
     images, labels = np.zeros((64, *networks.IMAGE), "float32"), np.arange(64) % 10
-    before = resident("VmRSS")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     network.compile("adam", loss, jit_compile=way in ("jax", "tensorflow jit"))
     network.fit(images, labels, batch_size=32, verbose=0)
+    variables = sum(4 * math.prod(one.shape) for one in network.variables + network.optimizer.variables)
+    steps = peak_bytes(lambda: network.fit(images, labels, batch_size=32, verbose=0))
+    yield {"name": name, "megabytes": (variables + steps) / 1e6}
+
+
+def peak_bytes(function):
+    """Returns the most memory that a function takes beyond what is taken before, not counting what compilers keep.
+
+    TensorFlow does not give memory back, but counts what is in use. The others allocate by the C library, which `run.py` tells
+    to give back what is freed.
+    """
+    if way.startswith("tensorflow"):
+        import tensorflow as tf
+
+        before = tf.config.experimental.get_memory_info("CPU:0")["current"]
+        tf.config.experimental.reset_memory_stats("CPU:0")
+        function()
+        return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, which is that of compiling
-    network.fit(images, labels, batch_size=32, verbose=0)
-    yield {"name": name, "megabytes": resident("VmHWM") - before}
+    function()
+    return resident("VmHWM") - before
 
 
 def resident(field):
-    """Returns a field of this process' status on Linux, in MB: VmRSS, the memory taken now, or VmHWM, its peak."""
+    """Returns a field of this process' status on Linux, in bytes: VmRSS, the memory taken now, or VmHWM, its peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+    return 1024 * int(line.split()[1])
 
 
 SECTIONS = {

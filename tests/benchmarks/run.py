@@ -38,7 +38,7 @@ def main():
     for threads in chosen.threads:
         for way in chosen.ways:
             for section in chosen.sections:
-                if threads == min(chosen.threads) or section in ("convolutions", "training"):
+                if threads == min(chosen.threads) or section in ("convolutions", "training", "roofline"):
                     results[section] += measured(way, threads, section)
                     (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
     report(results)
@@ -54,7 +54,9 @@ def measured(way, threads, section):
     file.unlink(missing_ok=True)
     console.print(f"[dim]{way}, {threads} threads: {section}[/]")
     command = [sys.executable, str(HERE / "measure.py"), way, str(threads), section, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The C library gives freed memory back only with a threshold of its own: else peaks would not be seen.
+    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "131072"} if section.startswith("memory") else {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         console.print(done.stderr[-2000:], style="red", markup=False)
     return json.loads(file.read_text()) if file.exists() else []
@@ -80,20 +82,33 @@ def spread(ratio):
     return f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio else ""
 
 
+def limit(row, roofline):
+    """Returns the speed-up forward if products ran at the peak of matrix products and sums at that of copies in the cache."""
+    rates = [one for one in roofline if (one["way"], one["threads"]) == (row["way"], row["threads"])]
+    if not rates:
+        return ""
+    products = max(one["rate"] for one in rates if one["unit"] == "GFLOP/s")
+    copies = max(one["rate"] for one in rates if one["unit"] == "GB/s")
+    seconds = 2e-9 * row["products"] / products + 1e-9 * row["moved_bytes"] / (2 * copies)
+    return f"{1e-3 * row['forward_ms']['stock'] / seconds:.1f}"
+
+
 def report(results):
     """Prints all tables."""
     console.print(machine())
-    columns = ("way", "threads", "case", "k^2/K", "forward", "forward + gradients", "auto", "rule")
-    for section in ("convolutions", "special"):
+    columns = ("way", "threads", "case", "k^2/K", "limit", "forward", "forward + gradients", "auto", "rule")
+    for section, taps in (("convolutions", ()), ("special", ("forward_taps", "training_taps"))):
         table(
             f"{section}: tied convolution, times faster than the stock one with the expanded kernel (quartiles)",
-            columns,
+            (*columns[:-2], *(name.replace("_", " by ") for name in taps), *columns[-2:]),
             [
                 (
                     *(row[name] for name in ("way", "threads", "case")),
                     f"{row['saving']:.2f}",
+                    limit(row, results["roofline"]),
                     spread(row["forward"]),
                     spread(row.get("training")),
+                    *(spread(row.get(name)) for name in taps),
                     "group sums" if row["pays"] else "kernel",
                     "fitted" if row["is_fitted"] else "held out",
                 )
@@ -147,16 +162,19 @@ def plot_speed_up(rows):
 
 def plot_growth(rows):
     """Draws times of the stock and of the tied convolution as one thing grows."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), sharey=True, layout="constrained")
-    for axis, name in zip(axes, ("size", "channels", "batch", "k"), strict=True):
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.6), sharey=True, layout="constrained")
+    for axis, name in zip(axes, dict.fromkeys(row["grows"] for row in rows), strict=True):
         for color, way in enumerate(sorted({row["way"] for row in rows})):
             own = [row for row in rows if row["way"] == way and row["grows"] == name]
             for kind, style in (("stock", ":"), ("tied", "-")):
                 times = [row["forward_ms"][kind] for row in own]
                 axis.plot([row["value"] for row in own], times, style, color=f"C{color}", label=f"{way}, {kind}")
         axis.set(xscale="log", yscale="log", xlabel=name)
+        axis.xaxis.set_ticks([row["value"] for row in own], labels=[str(row["value"]) for row in own])
+        axis.xaxis.set_ticks((), minor=True)
     axes[0].set_ylabel("forward, ms")
     axes[-1].legend(fontsize="x-small")
+    figure.savefig(OUT / "growth.svg")
     figure.savefig(OUT / "growth.png", dpi=120)
 
 
