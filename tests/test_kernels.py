@@ -309,7 +309,8 @@ def test_a_file_describes_the_tied_model(name, options, tmp_path):
 
     assert_equal_values(loaded.weights, tied.weights)
     assert list(tied_kernels(loaded).values()) == list(tied_kernels(tied).values())
-    testing.assert_same_function(loaded, tied, inputs_for(name))
+    # torch: a stock orthogonal kernel lies in memory transposed until it is loaded, and MKL rounds the two otherwise on some CPUs.
+    testing.assert_same_function(loaded, tied, inputs_for(name), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RECURRENT)
