@@ -309,7 +309,7 @@ def test_a_file_describes_the_tied_model(name, options, tmp_path):
 
     assert_equal_values(loaded.weights, tied.weights)
     assert list(tied_kernels(loaded).values()) == list(tied_kernels(tied).values())
-    # torch: a stock orthogonal kernel lies in memory transposed until it is loaded, and MKL rounds the two otherwise on some CPUs.
+    # On torch a stock orthogonal kernel is transposed in memory until it is loaded, which MKL rounds otherwise on some CPUs.
     testing.assert_same_function(loaded, tied, inputs_for(name), atol=1e-6)
 
 
