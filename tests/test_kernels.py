@@ -310,7 +310,8 @@ def test_a_file_describes_the_tied_model(name, options, tmp_path):
     assert_equal_values(loaded.weights, tied.weights)
     assert list(tied_kernels(loaded).values()) == list(tied_kernels(tied).values())
     # On torch a stock orthogonal kernel is transposed in memory until it is loaded, which MKL rounds otherwise on some CPUs.
-    testing.assert_same_function(loaded, tied, inputs_for(name), atol=1e-6)
+    is_transposed = keras.backend.backend() == "torch" and name in RECURRENT
+    testing.assert_same_function(loaded, tied, inputs_for(name), atol=1e-6 if is_transposed else 0)
 
 
 @pytest.mark.parametrize("name", RECURRENT)

@@ -131,13 +131,6 @@ def test_a_function_for_any_batch_takes_one_without_samples(jit_compile):
     np.testing.assert_array_equal(array(in_kernel), 0)
 
 
-def gradient_of_squares(layer, inputs):
-    """Returns the outputs' sizes, as far as they are known, and the gradient of half their squares in the kernel."""
-    with tf.GradientTape() as tape:
-        outputs = layer(inputs)
-    return outputs.shape[1:], tape.gradient(outputs, layer.trainable_variables[0].value, outputs)
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_images_that_are_cut_into_tiles_keep_their_size_while_traced(monkeypatch, jit_compile):
     monkeypatch.setattr(on_tensorflow, "_CHUNK_BYTES", 16)
@@ -150,13 +143,13 @@ def test_images_that_are_cut_into_tiles_keep_their_size_while_traced(monkeypatch
 
     @tf.function(input_signature=[tf.TensorSpec((None, *shape))], jit_compile=jit_compile)
     def traced(inputs):
-        size, gradient = gradient_of_squares(by_sums, inputs)
-        sizes.append(size)
-        return gradient
+        outputs, _, in_free = outputs_and_gradients(by_sums, inputs)
+        sizes.append(outputs.shape[1:])
+        return in_free
 
     found = array(traced(inputs))
 
-    _, in_kernel = gradient_of_squares(kt.strip_tying(by_sums), inputs)
+    _, _, in_kernel = outputs_and_gradients(kt.strip_tying(by_sums), inputs)
     assert sizes == [shape]
     np.testing.assert_allclose(found, dense_adjoint(in_kernel, kt.patterns.mirror((3, 3))), rtol=1e-4, atol=1e-4)
 

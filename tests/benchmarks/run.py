@@ -162,8 +162,9 @@ def plot_speed_up(rows):
 
 def plot_growth(rows):
     """Draws times of the stock and of the tied convolution as one thing grows."""
-    figure, axes = plt.subplots(1, 5, figsize=(16, 3.6), sharey=True, layout="constrained")
-    for axis, name in zip(axes, dict.fromkeys(row["grows"] for row in rows), strict=True):
+    names = list(dict.fromkeys(row["grows"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(16, 3.6), sharey=True, layout="constrained")
+    for axis, name in zip(axes, names, strict=True):
         for color, way in enumerate(sorted({row["way"] for row in rows})):
             own = [row for row in rows if row["way"] == way and row["grows"] == name]
             for kind, style in (("stock", ":"), ("tied", "-")):
