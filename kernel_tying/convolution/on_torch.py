@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,9 +75,14 @@ def _product(sums: Tensor, kernel: Tensor) -> Tensor:
 
 def _pixels(tensor: Tensor) -> Tensor:
     """Returns rows as pixels of images, channels first: of 16 images at least, or torch would not take oneDNN."""
-    rows = tensor.view(-1, tensor.shape[-1])
-    images = next((count for count in range(16, len(rows)) if len(rows) % count == 0), len(rows))
-    return rows.view(images, -1, 1, tensor.shape[-1]).movedim(-1, 1)
+    channels = tensor.shape[-1]
+    return tensor.view(_image_count(tensor.numel() // channels), -1, 1, channels).movedim(-1, 1)
+
+
+@lru_cache(maxsize=1024)
+def _image_count(rows: int) -> int:
+    """Returns the least divisor of a number of rows from 16 on."""
+    return next((count for count in range(16, rows) if rows % count == 0), rows)
 
 
 def _summed_chunks(

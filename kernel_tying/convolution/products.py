@@ -1,7 +1,7 @@
 """The products of group sums with free weights: dense, in groups of channels, depthwise.
 
-Free weights are `(K, in / groups, out)`; sums are lists of K tensors `(batch, *spatial, channels)`, whose last two axes are one
-where the product `merges_rows`.
+Free weights are `(K, in / groups, out)`; sums are lists of K tensors `(batch, *spatial, channels)`, whose last two axes
+may be one where the product `merges_rows`.
 """
 
 from __future__ import annotations
