@@ -21,7 +21,12 @@ import socket
 import sys
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  # for JAX, before it is imported
+# For JAX, before it is imported. On few cores, XLA has only as many threads as devices: programs that wait for each other may
+# occupy all of them. It aborts if the devices do not meet within 40 s, which a busy machine may not manage.
+os.environ.setdefault("NPROC", "16")  # threads
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_cpu_collective_call_terminate_timeout_seconds=1800"
+)
 
 import keras
 import numpy as np
@@ -38,7 +43,7 @@ BATCH, EPOCHS = 128, 2
 def make_tied(mode: str) -> keras.Model:
     """Returns a tied network, the same one in each process."""
     keras.utils.set_random_seed(0)
-    tied = kt.apply_tying(make_model(), NINE_VALUES, mode=mode, init="redraw")
+    tied = kt.apply_tying(make_model(), NINE_VALUES, mode=mode)
     tied.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return tied
 

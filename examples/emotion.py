@@ -58,6 +58,8 @@ def main() -> None:
     console = Console()
     stock, (faces, test_faces) = load_network(), load_faces()
     expected = answers(stock, test_faces)
+    mirrors = {"mirror": "mirror", "up-down mirror": kt.patterns.mirror((3, 3), axis=0)}
+    console.print(kt.symmetry_report(stock, mirrors))
 
     def divergence(model: keras.Model) -> str:
         return f"{float(keras.ops.mean(keras.losses.kl_divergence(expected, answers(model, test_faces)))):.2f}"

@@ -58,7 +58,7 @@ def train(mode: str, digits: tuple[np.ndarray, ...], epochs: int, out: pathlib.P
     keras.utils.set_random_seed(0)
     model = make_model()
     if mode != "stock":
-        model = kt.apply_tying(model, NINE_VALUES, mode=mode, init="redraw")
+        model = kt.apply_tying(model, NINE_VALUES, mode=mode)
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(images[:128], labels[:128], verbose=0)  # compiles the training step, which is not to be timed
     start = time.perf_counter()

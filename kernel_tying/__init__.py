@@ -8,22 +8,29 @@
 """
 
 from kernel_tying import patterns
+from kernel_tying._layers.constraint import TiedConstraint
+from kernel_tying._layers.initializer import TiedInitializer
+from kernel_tying._layers.regularizer import TyingPenalty
+from kernel_tying._layers.table import register_layer
+from kernel_tying._layers.tied import Tied
 from kernel_tying.algebra import average, expand, project
-from kernel_tying.callbacks import KeepTied
-from kernel_tying.constraint import TiedConstraint
+from kernel_tying.callbacks import KeepTied, TieGradually
+from kernel_tying.equivariance import equivariance_error, equivariant_plan
 from kernel_tying.errors import TyingError
-from kernel_tying.initializer import TiedInitializer
-from kernel_tying.kernels import register_layer
-from kernel_tying.models import apply_tying, project_kernels, strip_tying
-from kernel_tying.parameterization import Tied
-from kernel_tying.pattern import TyingPattern
-from kernel_tying.regularizer import TyingPenalty
+from kernel_tying.models import apply_tying, penalize, project_kernels, strip_tying
+from kernel_tying.patterns import groups
+from kernel_tying.patterns.groups import Group
+from kernel_tying.patterns.pattern import TyingPattern
 from kernel_tying.report import tying_error, tying_report
+from kernel_tying.symmetry import symmetry_report
+from kernel_tying.tuning import tune
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Group",
     "KeepTied",
+    "TieGradually",
     "Tied",
     "TiedConstraint",
     "TiedInitializer",
@@ -32,12 +39,18 @@ __all__ = [
     "TyingPenalty",
     "apply_tying",
     "average",
+    "equivariance_error",
+    "equivariant_plan",
     "expand",
+    "groups",
     "patterns",
+    "penalize",
     "project",
     "project_kernels",
     "register_layer",
     "strip_tying",
+    "symmetry_report",
+    "tune",
     "tying_error",
     "tying_report",
 ]

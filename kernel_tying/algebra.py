@@ -4,35 +4,46 @@ With the free weights `theta` and the 0/+1/-1 matrix `B` of a pattern (one row p
 
     expand(theta) = B theta        average(kernel) = pinv(B) kernel        project(kernel) = B pinv(B) kernel.
 
-`theta` keeps the kernel's rank: the first tied axis holds the K groups, the other tied axes have size 1, free axes keep
-their size. A kernel `(5, 5, in, out)` under a pattern of nine groups has free weights `(9, 1, in, out)`.
+`theta` keeps the kernel's rank. A kernel `(5, 5, in, out)` under a pattern of nine groups has free weights `(9, 1, in, out)`:
+the first tied axis holds the K groups, the other tied axes have size 1, free axes keep their size.
+
+Axes of channels may consist of several fields of the pattern's size. `patterns/fields.py` gives the shapes.
+
+Inside, a kernel is a matrix with one row for each position of the pattern, and free weights are a matrix with one row for
+each group. "Rows" are rows of these matrices, never rows of pixels.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from keras import backend, ops
 
-from kernel_tying.errors import TyingError, abbreviate
-from kernel_tying.pattern import TyingPattern
+from kernel_tying._native import native
+from kernel_tying.errors import TyingError
+from kernel_tying.patterns.fields import check_fits, check_free_shape, fields_apart, free_shape, resized
+from kernel_tying.patterns.gathering import Gathering, Members
+from kernel_tying.patterns.pattern import TyingPattern
 
 Tensor = Any  # a tensor of the backend, a keras.Variable or an array
+Entries = tuple[tuple[int, int], ...]  # label and sign of each position
 
 
 def expand(free: Tensor, pattern: TyingPattern) -> Tensor:
     """Returns the tied kernel with the given free weights, `B theta`.
 
-    Values are copied by position, so members of a group are bit-equal or exact negatives. Positions of sign 0 are zero
-    whatever the free weights hold. The gradient in `free` is dense, `B^T` times the gradient in the kernel.
+    Values are copied by position, so members of a group are bit-equal or exact negatives. Positions of sign 0 are always
+    zero, even if free weights are NaN. The gradient of `free` is dense: `B^T` times the gradient of the kernel.
 
     Args:
-        free: free weights of any float dtype, as `average` returns them.
+        free: free weights of any float dtype, in the shape that `average` returns.
         pattern: the tying pattern.
 
     Returns:
-        A kernel with the pattern's size along its tied axes and the size of `free` along the others, same dtype.
+        A kernel of the dtype of `free`: along each axis the pattern's size times the number of fields.
 
     Raises:
         TyingError: `free` does not have the shape of the pattern's free weights.
@@ -46,13 +57,8 @@ def expand(free: Tensor, pattern: TyingPattern) -> Tensor:
     (3, [3.0, 0.0, -3.0])
     """
     free = ops.convert_to_tensor(free)
-    _check_free_shape(tuple(free.shape), pattern)
-    shape = kernel_shape(tuple(free.shape), pattern)
-    # Two axes before `take`: on TensorFlow the gradient of a bare `take` of a variable is sparse with repeated rows,
-    # with which Adam and others take wrong steps; behind a reshape it is dense (pinned by a test).
-    rows = _tied_axes_first(free, pattern, (pattern.num_free, -1))
-    values = ops.stack(_expand_rows(ops.unstack(rows), pattern)) if _is_small(pattern) else _expand_matrix(rows, pattern)
-    return _tied_axes_back(values, pattern, shape)
+    check_free_shape(tuple(free.shape), pattern)
+    return _expanded(free, pattern)
 
 
 def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
@@ -67,7 +73,7 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
         pattern: the tying pattern.
 
     Returns:
-        Free weights of the kernel's rank and dtype, see the module's docstring.
+        Free weights of the kernel's rank and dtype. The module's docstring gives their shape.
 
     Raises:
         TyingError: the pattern does not fit the kernel's shape.
@@ -80,15 +86,14 @@ def average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     [2.0, 5.0]
     """
     kernel = ops.convert_to_tensor(kernel)
-    rows = _rows_to_average(kernel, pattern)
-    means = ops.stack(_average_rows(ops.unstack(rows), pattern)) if _is_small(pattern) else _average_matrix(rows, pattern)
-    return _tied_axes_back(ops.cast(means, kernel.dtype), pattern, free_shape(tuple(kernel.shape), pattern))
+    _check_kernel(kernel, pattern)
+    return _averaged(kernel, pattern)
 
 
 def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     """Returns the tied kernel nearest to `kernel` in the Frobenius norm, `B pinv(B) kernel`.
 
-    Args, errors and dtypes as for `average`. Projecting twice equals projecting once, bit for bit.
+    Arguments, errors and dtypes are those of `average`. Projecting twice equals projecting once, bit for bit.
 
     Example:
 
@@ -97,19 +102,24 @@ def project(kernel: Tensor, pattern: TyingPattern) -> Tensor:
     [2.0, 5.0, 2.0]
     """
     kernel = ops.convert_to_tensor(kernel)
-    rows = _rows_to_average(kernel, pattern)
-    if not _is_small(pattern):
-        return expand(average(kernel, pattern), pattern)
-    tied = ops.stack(_expand_rows(_average_rows(ops.unstack(rows), pattern), pattern))
-    return _tied_axes_back(ops.cast(tied, kernel.dtype), pattern, tuple(kernel.shape))
+    _check_kernel(kernel, pattern)
+    return _projected(kernel, pattern)
+
+
+def first_members(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns the entries at the first member of each tied group, in the shape of free weights."""
+    kernel = ops.convert_to_tensor(kernel)
+    shape = free_shape(tuple(kernel.shape), pattern)
+    rows = native.take(_members_first(kernel, pattern.shape), pattern.anchors.copy())
+    return _members_back(rows, pattern.free_shape, shape)
 
 
 def relative_distance(kernel: Tensor, tied: Tensor) -> float:
-    """Returns `||kernel - tied|| / ||kernel||` in the Frobenius norm: exactly 0.0 if and only if both are equal to the bit.
+    """Returns `||kernel - tied|| / ||kernel||` in the Frobenius norm: exactly 0.0 if and only if both are bit-equal.
 
-    NaN and infinities give NaN. The norms are taken of values scaled to at most 1, so that none underflows.
+    NaN and infinities give NaN. Values are scaled to at most 1 first, so that no norm underflows.
     """
-    dtype = averaging_dtype(backend.standardize_dtype(kernel.dtype))
+    dtype = accumulation_dtype(backend.standardize_dtype(kernel.dtype))
     values, projected = (ops.convert_to_numpy(ops.cast(tensor, dtype)) for tensor in (kernel, tied))
     with np.errstate(invalid="ignore", over="ignore"):
         residual = values - projected
@@ -118,9 +128,9 @@ def relative_distance(kernel: Tensor, tied: Tensor) -> float:
         return 0.0
     if not np.isfinite(distance):
         return float("nan")
-    # In place, since kernels may be large. Only the residual is ours to write to.
-    lost = np.linalg.norm(np.divide(residual, distance, out=residual))
-    return float(distance / scale * lost / np.linalg.norm(np.divide(values, scale, out=residual)))
+    # In place, because kernels may be large. The residual is the only array that no caller owns.
+    residual_norm = np.linalg.norm(np.divide(residual, distance, out=residual))
+    return float(distance / scale * residual_norm / np.linalg.norm(np.divide(values, scale, out=residual)))
 
 
 def _largest(array: np.ndarray) -> float:
@@ -128,115 +138,112 @@ def _largest(array: np.ndarray) -> float:
     return float(max(array.max(), -array.min()))
 
 
-def free_shape(shape: tuple[int, ...], pattern: TyingPattern) -> tuple[int, ...]:
-    """Returns the shape of the free weights of a kernel of `shape`.
-
-    Raises:
-        TyingError: the pattern does not fit `shape`.
-    """
-    check_fits(pattern, shape)
-    free = [1 if axis in pattern.tied_axes else size for axis, size in enumerate(shape)]
-    free[pattern.tied_axes[0]] = pattern.num_free
-    return tuple(free)
-
-
-def kernel_shape(shape: tuple[int, ...], pattern: TyingPattern) -> tuple[int, ...]:
-    """Returns the shape of the kernel that free weights of `shape` expand to."""
-    return tuple(pattern.shape[axis] if axis in pattern.tied_axes else size for axis, size in enumerate(shape))
-
-
-def check_fits(pattern: TyingPattern, shape: tuple[int, ...]) -> None:
-    """Raises a `TyingError` unless every tied axis of `pattern` has its size in `shape`."""
-    _check_pattern(pattern)
-    if len(pattern.shape) > len(shape) or any(pattern.shape[axis] != shape[axis] for axis in pattern.tied_axes):
-        raise TyingError(
-            "A pattern fits a kernel if the axes that it ties have the kernel's sizes, counted from the first axis. "
-            f"Received a pattern of shape {pattern.shape} for a kernel of shape {shape}. Make the pattern for that kernel size."
-        )
-
-
-def root_group_sizes(pattern: TyingPattern, rank: int) -> np.ndarray:
-    """Returns `sqrt(group size)` in the shape of free weights of `rank` axes whose free axes have size 1."""
-    shape = [1] * rank
-    shape[pattern.tied_axes[0]] = pattern.num_free
-    return np.sqrt(pattern.group_sizes).reshape(shape)
-
-
 def free_by_group(free: Tensor, pattern: TyingPattern) -> Tensor:
-    """Returns free weights of shape `(K, *channels)`, with K groups for each index along free spatial axes."""
-    matrix = _tied_axes_first(ops.convert_to_tensor(free), pattern, (pattern.num_free, -1))
-    return ops.reshape(matrix, (-1, *free.shape[-2:]))
+    """Returns free weights as `(groups, in, out)`. Each index along free spatial axes has K groups of its own."""
+    matrix = _members_first(ops.convert_to_tensor(free), pattern.free_shape)
+    return native.reshape(matrix, (-1, *free.shape[-2:]))
 
 
-def averaging_dtype(dtype: str) -> str:
-    """Returns the dtype in which kernels of `dtype` are averaged."""
+def accumulation_dtype(dtype: str) -> str:
+    """Returns the dtype in which values of `dtype` are summed, averaged and scaled: float32 for half precision."""
     return "float32" if dtype in ("float16", "bfloat16") else dtype
 
 
-def _check_pattern(pattern: TyingPattern) -> None:
-    if not isinstance(pattern, TyingPattern):
-        raise TyingError(
-            f"A kernel is tied by a TyingPattern. Received {abbreviate(pattern)}. `patterns.named(name, size)` makes one."
-        )
+@native.as_one_operation
+def _expanded(free: Tensor, pattern: TyingPattern) -> Tensor:
+    # Reshape to a matrix before `take`. On TensorFlow the gradient of `take` on a bare variable is sparse with repeated
+    # rows, which optimizers such as Adam apply wrongly. After a reshape the gradient is dense (pinned by a test).
+    values = _apply(_expand_rows, _expand_matrix, _members_first(free, pattern.free_shape), pattern)
+    return _members_back(values, pattern.shape, resized(tuple(free.shape), pattern.free_shape, pattern.shape))
 
 
-def _check_free_shape(shape: tuple[int, ...], pattern: TyingPattern) -> None:
-    _check_pattern(pattern)
-    expected = [pattern.num_free] + [1] * (len(pattern.tied_axes) - 1)
-    if len(shape) < len(pattern.shape) or [shape[axis] for axis in pattern.tied_axes] != expected:
-        raise TyingError(
-            f"Free weights hold the {pattern.num_free} groups along axis {pattern.tied_axes[0]} and have size 1 along the "
-            f"other tied axes {pattern.tied_axes[1:]}. Received shape {shape}. `average` makes them from a kernel."
-        )
+@native.as_one_operation
+def _averaged(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    means = _apply(_average_rows, _average_matrix, _rows_to_average(kernel, pattern), pattern)
+    shape = resized(tuple(kernel.shape), pattern.shape, pattern.free_shape)
+    return _members_back(_cast_like(means, kernel), pattern.free_shape, shape)
 
 
-def _axis_order(pattern: TyingPattern, rank: int) -> list[int]:
-    """Returns the axes of a kernel, the tied ones first."""
-    return list(pattern.tied_axes) + [axis for axis in range(rank) if axis not in pattern.tied_axes]
+@native.as_one_operation
+def _projected(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    tied = _apply(_project_rows, _project_matrix, _rows_to_average(kernel, pattern), pattern)
+    return _members_back(_cast_like(tied, kernel), pattern.shape, tuple(kernel.shape))
 
 
-def _tied_axes_first(tensor: Tensor, pattern: TyingPattern, shape: tuple[int, int]) -> Tensor:
-    """Returns `tensor` as a matrix, tied axes along the rows and free axes along the columns."""
-    order = _axis_order(pattern, len(tensor.shape))
-    return ops.reshape(tensor if order == sorted(order) else ops.transpose(tensor, order), shape)
+def _members_first(tensor: Tensor, members: tuple[int, ...]) -> Tensor:
+    """Returns `tensor` as a matrix with one row for each member of a field, and one column for each combination of fields.
+
+    Args:
+        tensor: a tensor whose axes consist of fields side by side.
+        members: the size of a field along the first axes. Other axes are free.
+    """
+    shape = tuple(tensor.shape)
+    if shape[: len(members)] != members:
+        split, order = fields_apart(shape, members)
+        tensor = native.transpose(native.reshape(tensor, split), order)
+    return native.reshape(tensor, (math.prod(members), -1))
 
 
-def _tied_axes_back(matrix: Tensor, pattern: TyingPattern, shape: tuple[int, ...]) -> Tensor:
-    """Returns the tensor of `shape` of which `_tied_axes_first` makes `matrix`."""
-    order = _axis_order(pattern, len(shape))
-    tensor = ops.reshape(matrix, [shape[axis] for axis in order])
-    return tensor if order == sorted(order) else ops.transpose(tensor, np.argsort(order).tolist())
+def _members_back(matrix: Tensor, members: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """Inverts `_members_first`: returns `matrix` as a tensor of `shape`."""
+    if shape[: len(members)] != members:
+        split, order = fields_apart(shape, members)
+        permuted = native.reshape(matrix, [split[axis] for axis in order])
+        matrix = native.transpose(permuted, np.argsort(order).tolist())
+    return native.reshape(matrix, shape)
 
 
-def _rows_to_average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
-    """Returns a kernel as a matrix with one row for each position, in the dtype in which it is averaged."""
+def _check_kernel(kernel: Tensor, pattern: TyingPattern) -> None:
+    """Raises a `TyingError` unless `pattern` fits `kernel` and its dtype is a float."""
     check_fits(pattern, tuple(kernel.shape))
     dtype = backend.standardize_dtype(kernel.dtype)
     if not backend.is_float_dtype(dtype):
         raise TyingError(f"Kernels of a float dtype are averaged. Received dtype={dtype!r}. Cast the kernel first.")
-    return ops.cast(_tied_axes_first(kernel, pattern, (pattern.labels.size, -1)), averaging_dtype(dtype))
 
 
-def _is_small(pattern: TyingPattern) -> bool:
-    """Returns whether rows are taken one by one: compiled into one pass, that takes a tenth of the time of gathering them."""
-    return pattern.labels.size <= 128  # beyond, as for matrices, there are too many operations to compile
+def _rows_to_average(kernel: Tensor, pattern: TyingPattern) -> Tensor:
+    """Returns `kernel` as a matrix with one row per position, in the dtype in which rows are averaged."""
+    rows = _members_first(kernel, pattern.shape)
+    dtype = backend.standardize_dtype(kernel.dtype)
+    return rows if accumulation_dtype(dtype) == dtype else ops.cast(rows, accumulation_dtype(dtype))
 
 
-def _expand_rows(free: list[Tensor], pattern: TyingPattern) -> list[Tensor]:
-    """Returns the row of each position for the row of each group."""
-    positions = zip(pattern.labels.ravel(), pattern.signs.ravel(), strict=True)
-    by_sign = {1: lambda row: row, -1: ops.negative, 0: ops.zeros_like}
-    return [by_sign[int(sign)](free[label]) for label, sign in positions]
+def _cast_like(matrix: Tensor, kernel: Tensor) -> Tensor:
+    return matrix if matrix.dtype == kernel.dtype else ops.cast(matrix, kernel.dtype)
 
 
-def _average_rows(kernel: list[Tensor], pattern: TyingPattern) -> list[Tensor]:
-    """Returns the row of each group for the row of each position."""
-    labels, signs = pattern.labels.ravel(), pattern.signs.ravel()
-    groups = (np.flatnonzero(labels == group) for group in range(pattern.num_free))
-    return [_mean([kernel[one] if signs[one] > 0 else ops.negative(kernel[one]) for one in members]) for members in groups]
+def _apply(
+    by_rows: Callable[..., list[Tensor]], by_matrix: Callable[..., Tensor], matrix: Tensor, pattern: TyingPattern
+) -> Tensor:
+    """Returns the result of `by_rows` or `by_matrix`, which are equal, by the faster of both."""
+    # A compiler fuses rows into one pass, ten times as fast as gathering.
+    if pattern.entries is not None and native.is_faster_by_rows(matrix):
+        return native.stack(by_rows(native.unstack(matrix), pattern.entries))
+    return by_matrix(matrix, pattern.gathering)
+
+
+def _expand_rows(free: list[Tensor], entries: Entries) -> list[Tensor]:
+    """Returns one row per position, from one row per group."""
+    by_sign = {1: lambda row: row, -1: native.negative, 0: native.zeros_like}
+    return [by_sign[sign](free[label]) for label, sign in entries]
+
+
+def _average_rows(kernel: list[Tensor], entries: Entries) -> list[Tensor]:
+    """Returns one row per group, from one row per position."""
+    members: dict[int, list[Tensor]] = {}
+    for (label, sign), row in zip(entries, kernel, strict=True):
+        if sign:
+            members.setdefault(label, []).append(native.negative(row) if sign < 0 else row)
+    return [_mean(rows) for rows in members.values()]  # labels count by first appearance
+
+
+def _project_rows(kernel: list[Tensor], entries: Entries) -> list[Tensor]:
+    """Returns one tied row per position, from one row per position."""
+    return _expand_rows(_average_rows(kernel, entries), entries)
 
 
 def _mean(rows: list[Tensor]) -> Tensor:
+    """Returns `anchor + mean(row - anchor)`, with the first row as anchor: exact if all rows are equal."""
     anchor, *others = rows
     if not others:
         return anchor
@@ -246,37 +253,56 @@ def _mean(rows: list[Tensor]) -> Tensor:
     return anchor + total / len(rows)
 
 
-def _expand_matrix(free: Tensor, pattern: TyingPattern) -> Tensor:
-    """Returns the matrix with a row for each position for one with a row for each group."""
-    values = _take(free, np.maximum(pattern.labels, 0).ravel())
-    signs = pattern.signs.reshape(-1, 1)
-    if (signs < 0).any():
-        values = ops.where(signs < 0, ops.negative(values), values)
-    if (signs == 0).any():
-        values = ops.where(signs == 0, ops.zeros_like(values), values)
+@native.with_indices
+def _expand_matrix(free: Tensor, index: Gathering) -> Tensor:
+    """Returns the matrix of one row per position, from one row per group."""
+    values = native.take(free, index.labels)
+    if index.is_negative is not None:
+        values = native.where(native.constant(index.is_negative, values), native.negative(values), values)
+    if index.is_pinned is not None:
+        values = native.where(native.constant(index.is_pinned, values), native.zeros_like(values), values)
     return values
 
 
-def _average_matrix(kernel: Tensor, pattern: TyingPattern) -> Tensor:
-    """Returns the matrix with a row for each group for one with a row for each position."""
-    labels, members = zip(*pattern.groups_by_size, strict=True)
-    means = [_mean_of_equal_groups(kernel, positions, pattern.signs.ravel()[positions]) for positions in members]
-    return means[0] if len(means) == 1 else _take(ops.concatenate(means), np.argsort(np.concatenate(labels)))
+@native.with_indices
+def _average_matrix(kernel: Tensor, index: Gathering) -> Tensor:
+    """Returns the matrix of one row per group, from one row per position."""
+    if native.is_faster_by_segments():
+        return _segment_means(kernel, index)
+    means = [_means(kernel, members) for members in index.members]
+    return means[0] if index.order is None else native.take(native.concatenate(means), index.order)
 
 
-def _take(matrix: Tensor, indices: np.ndarray) -> Tensor:
-    """Returns rows of `matrix`."""
-    # The dtype is given because Keras makes floats of NumPy's integers on JAX where `keras.config.floatx()` is bfloat16.
-    return ops.take(matrix, ops.convert_to_tensor(indices, dtype="int32"), axis=0)
+@native.with_indices
+def _project_matrix(kernel: Tensor, index: Gathering) -> Tensor:
+    """Returns the tied matrix of one row per position, from one row per position."""
+    return _expand_matrix(_average_matrix(kernel, index), index)
 
 
-def _mean_of_equal_groups(rows: Tensor, members: np.ndarray, signs: np.ndarray) -> Tensor:
-    """Returns the signed mean over each group of rows, for `(g, n)` members a matrix of `g` rows."""
-    groups = ops.reshape(_take(rows, members.ravel()), (*members.shape, -1))
-    if (signs < 0).any():
-        groups = ops.where(signs[..., None] < 0, ops.negative(groups), groups)
-    anchor = groups[:, 0]
-    if members.shape[1] == 1:
-        return anchor
-    # No `ops.mean`: on JAX and torch it takes means of float64 in float32.
-    return anchor + ops.sum(groups - anchor[:, None], axis=1) / members.shape[1]
+def _segment_means(rows: Tensor, index: Gathering) -> Tensor:
+    """Returns the signed mean of each group, `anchor + B^T (kernel - B anchor) / size`."""
+    # Without `native.constant`: only JAX sums by segments, and it accepts NumPy arrays.
+    anchors = native.take(rows, index.anchors)
+    members = rows if index.is_negative is None else native.where(index.is_negative, native.negative(rows), rows)
+    differences = members - native.take(anchors, index.labels)
+    if index.is_pinned is not None:
+        differences = native.where(index.is_pinned, native.zeros_like(differences), differences)
+    means = anchors + native.segment_sum(differences, index.labels, len(index.anchors)) / index.sizes
+    if index.is_single is None:
+        return means
+    return native.where(index.is_single, anchors, means)  # keeps -0.0 and infinities
+
+
+def _means(rows: Tensor, members: Members) -> Tensor:
+    """Returns the signed mean of each group in `members`, one row per group."""
+    groups = native.reshape(native.take(rows, members.positions.ravel()), (*members.positions.shape, rows.shape[1]))
+    if members.is_negative is not None:
+        groups = native.where(native.constant(members.is_negative, groups), native.negative(groups), groups)
+    anchors = groups[0]
+    if len(members.positions) == 1:
+        return anchors
+    total = native.sum_of_matrices(groups - anchors)  # repeated anchors add 0
+    means = anchors + total / native.constant(members.sizes, total)
+    if members.is_single is None:
+        return means
+    return native.where(native.constant(members.is_single, means), anchors, means)  # keeps -0.0 and infinities

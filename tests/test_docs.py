@@ -1,10 +1,13 @@
 """The API reference names every public name, and every public name has a docstring."""
 
 import importlib
+import importlib.util
 import inspect
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kernel_tying as kt
@@ -68,19 +71,66 @@ def test_public_properties_have_docstrings():
     assert [member for member in properties if not member.__doc__] == []
 
 
+@pytest.fixture(scope="module")
+def gallery():
+    """Returns the module of the docs that lists what the gallery shows."""
+    spec = importlib.util.spec_from_file_location("families", API.parent / "families.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gallery_shows_every_family(gallery):
+    functions = {name for name in public_names("kernel_tying.patterns") if name not in ("named", "names", "register")}
+
+    assert set(gallery.FAMILIES) == functions
+    assert {name for name in kt.patterns.names() if hasattr(kt.patterns, name)} <= set(gallery.FAMILIES)
+
+
+def test_calls_of_the_gallery_make_patterns_of_the_family(gallery):
+    for name, family in gallery.FAMILIES.items():
+        for call in family.calls:
+            assert call.startswith(f"{name}(")
+            assert isinstance(gallery.make(call), kt.TyingPattern)
+
+
+def test_sections_of_the_gallery_say_what_a_family_ties_and_when_to_use_it(gallery):
+    texts = [text for family in gallery.FAMILIES.values() for text in (family.ties, family.use)]
+
+    assert [text for text in texts if not text.endswith(".")] == []
+
+
+@pytest.mark.parametrize("page", sorted(API.parent.glob("*.md")), ids=lambda page: page.stem)
+def test_snippets_of_one_backend_are_marked(page):
+    blocks = re.findall(r"^```\{doctest\}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    of_one_backend = [block for block in blocks if re.search(r">>> import (tensorflow|torch|jax)|TensorShape", block)]
+
+    assert [block for block in of_one_backend if not block.startswith(":skipif: backend ")] == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_notebook_is_kept_without_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
 def test_every_page_is_reachable_from_the_index():
     pages = {page.stem for page in API.parent.glob("*.md")} - {"index"}
-    toctree = re.search(r"```\{toctree\}(.*?)```", (API.parent / "index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    toctrees = re.findall(r"```\{toctree\}(.*?)```", (API.parent / "index.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    listed = [line for toctree in toctrees for line in toctree.split("\n") if line and not line.startswith(":")]
 
-    assert set(toctree.group(1).split()) - {":hidden:"} == pages
+    assert sorted(listed) == sorted(pages)
 
 
 def test_example_of_the_readme_runs_as_pasted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    names = {}
+    tying, equivariance = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {"images": np.random.default_rng(0).normal(size=(2, 28, 28, 1)).astype("float32")}
 
-    exec(example, names)
+    for example in (tying, equivariance):
+        exec(example, names)
 
-    assert kt.tying_error(names["tied"]) == 0.0
+        assert kt.tying_error(names["tied"]) == 0.0
+    assert kt.equivariance_error(names["tied"], "p4m", names["images"]) < 1e-5
     assert (tmp_path / "tied.keras").exists()

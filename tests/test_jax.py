@@ -1,5 +1,7 @@
 """What is JAX's alone: pure functions of a tied model under `jit`, `grad` and `vmap`, and buffers that training donates."""
 
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -7,8 +9,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from helpers import array, dense_adjoint, gradients, train_step
-from models import (
+from support.backends import array, gradients, train_step
+from support.models import (
     DESCRIBED,
     IMAGE,
     MODES,
@@ -24,6 +26,7 @@ from models import (
     train,
     values,
 )
+from support.oracles import dense_adjoint
 
 import kernel_tying as kt
 from kernel_tying.testing import assert_tied
@@ -247,3 +250,32 @@ def test_gradients_of_the_tests_are_those_of_a_stateless_call():
 
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+WITH_NNX = """
+import os
+os.environ["KERAS_NNX_ENABLED"] = "true"
+import keras, numpy, kernel_tying as kt
+
+inputs = numpy.ones((2, 6, 5, 2), "float32")
+model = keras.Sequential([keras.Input(inputs.shape[1:]), keras.layers.Conv2D(3, 3), keras.layers.Flatten()])
+try:
+    kt.apply_tying(model, "mirror", mode="parameterization")
+except kt.TyingError as error:
+    print(error)
+kt.apply_tying(model, "mirror", mode="constraint")
+start = model.get_weights()
+model.compile("adam", "mse")
+model.fit(inputs, numpy.ones((2, *model.output_shape[1:])), verbose=0)
+print(kt.tying_error(model), any(map(numpy.array_equal, start, model.get_weights())))
+"""
+
+
+def test_nnx_trains_tied_kernels_in_constraint_mode_alone():
+    pytest.importorskip("flax")
+
+    output = subprocess.run([sys.executable, "-c", WITH_NNX], capture_output=True, text=True, check=True).stdout
+
+    refusal, trained = output.splitlines()
+    assert "while NNX is enabled" in refusal
+    assert trained == "0.0 False", "trained kernels are untied, or training moved nothing"

@@ -6,12 +6,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import array, dense_adjoint, gradient, raw_gradients, train_step
 from keras import ops
-from models import MODES, conv, images, make, shared_twice, skip, subclassed, targets, tie, values
+from support.backends import array, gradient, raw_gradients, train_step
+from support.errors import raises_tying_error
+from support.keepers import INPUTS, autoencoder, theta_of, tied_dense
+from support.models import MODES, conv, images, make, shared_twice, skip, subclassed, targets, tie, values
+from support.oracles import dense_adjoint
 
 import kernel_tying as kt
-from kernel_tying.convolution import on_tensorflow
+from kernel_tying._convolution import tensorflow as on_tensorflow
 from kernel_tying.testing import assert_tied
 
 PATTERNS = {
@@ -133,7 +136,7 @@ def test_a_function_for_any_batch_takes_one_without_samples(jit_compile):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_images_that_are_cut_into_tiles_keep_their_size_while_traced(monkeypatch, jit_compile):
-    monkeypatch.setattr(on_tensorflow, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(on_tensorflow, "_SUM_BYTES", 16)
     shape = (11, 9, 2)  # that no other test traces
     by_sums = conv()
     by_sums.build((None, *shape))
@@ -189,16 +192,17 @@ def operations(exported):
     return collections.Counter(node.op for node in nodes)
 
 
-def test_an_exported_model_keeps_to_the_stock_convolution(tmp_path):
-    models = {way: tie(make(skip), "parameterization", convolution=way) for way in ("group_sums", "kernel")}
+def test_an_exported_model_keeps_to_the_stock_convolution_unless_group_sums_are_asked_for(tmp_path):
+    models = {way: tie(make(skip), "parameterization", convolution=way) for way in ("auto", "group_sums", "kernel")}
     for way, model in models.items():
         model.export(tmp_path / way, verbose=False)
 
-    by_sums, by_kernel = (tf.saved_model.load(tmp_path / way) for way in models)
+    loaded = {way: tf.saved_model.load(tmp_path / way) for way in models}
 
     x = images(models["group_sums"])
-    np.testing.assert_allclose(by_sums.serve(x), array(models["group_sums"](x)), rtol=1e-5, atol=1e-6)
-    assert operations(by_sums) == operations(by_kernel)
+    for way, model in models.items():
+        np.testing.assert_allclose(loaded[way].serve(x), array(model(x)), rtol=1e-5, atol=1e-6)
+    assert operations(loaded["auto"]) == operations(loaded["kernel"]) != operations(loaded["group_sums"])
 
 
 @in_all_variants
@@ -212,3 +216,89 @@ def test_a_checkpoint_finds_the_weights_by_attribute(variant, tmp_path):
     checkpoint.restore(file)
 
     np.testing.assert_equal(tied.get_weights(), weights)
+
+
+def test_a_checkpoint_can_untie_a_constrained_model_which_is_seen_and_mended(tmp_path):
+    stock, tied = make(skip), tie(make(skip, seed=8), "constraint")
+    path = tf.train.Checkpoint(stock).write(str(tmp_path / "stock"))
+
+    tf.train.Checkpoint(tied).read(path)
+
+    assert kt.tying_error(tied) > 0.0
+    kt.project_kernels(tied)
+    assert_tied(tied)
+
+
+@pytest.mark.parametrize("sources", [lambda kernel: kernel, lambda kernel: {"kernels": [kernel]}], ids=["one", "nested"])
+def test_a_tape_refuses_a_tied_kernel_as_a_source(sources):
+    kernel = tied_dense().kernel
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(kernel.value)
+
+    with raises_tying_error("'encoder/kernel' in a `GradientTape`"):
+        tape.gradient(loss, sources(kernel))
+
+
+def test_a_tape_watches_a_tied_kernel_no_more_than_a_stock_kernel():
+    for variable in (keras.Variable(1.0), tied_dense().kernel):
+        with tf.GradientTape() as tape, pytest.raises(ValueError, match="Passed in object"):
+            tape.watch(variable)
+
+
+@pytest.mark.parametrize("place", ["attribute", "list", "dict"])
+def test_a_checkpoint_of_a_layer_that_keeps_a_tied_kernel_holds_its_free_weights(place, tmp_path):
+    tied = tied_dense()
+    decoder = autoencoder(tied, place).get_layer("decoder")
+    before = array(theta_of(tied))
+    checkpoint = tf.train.Checkpoint(whole=tied, part=decoder)
+    file = checkpoint.save(tmp_path / "checkpoint")
+    theta_of(tied).assign(0 * before)
+
+    checkpoint.restore(file).assert_existing_objects_matched()
+
+    np.testing.assert_array_equal(array(theta_of(tied)), before)
+
+
+def test_a_checkpoint_of_nothing_but_the_layer_that_keeps_a_tied_kernel_holds_its_free_weights(tmp_path):
+    tied = tied_dense()
+    before = array(theta_of(tied))
+    checkpoint = tf.train.Checkpoint(autoencoder(tied).get_layer("decoder"))
+    file = checkpoint.save(tmp_path / "checkpoint")
+    tied.kernel.assign(0 * tied.kernel)
+
+    checkpoint.restore(file).assert_existing_objects_matched()
+
+    np.testing.assert_array_equal(array(theta_of(tied)), before)
+
+
+@pytest.mark.parametrize("save", [tf.saved_model.save, lambda model, path: model.export(path, verbose=False)])
+@pytest.mark.parametrize("place", ["attribute", "list"])
+def test_a_saved_model_with_a_layer_that_keeps_a_tied_kernel_computes_the_same(place, save, tmp_path):
+    model = autoencoder(tied_dense(), place)
+    save(model, str(tmp_path / "saved"))
+
+    outputs = next(iter(tf.saved_model.load(tmp_path / "saved").signatures.values()))(tf.constant(INPUTS))
+
+    np.testing.assert_allclose(next(iter(outputs.values())), array(model(INPUTS)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make_step", [on_tensorflow.inference_step, on_tensorflow.training_step], ids=["inference", "training"]
+)
+def test_timed_steps_wait_for_accelerators(monkeypatch, make_step):
+    waits = []
+    monkeypatch.setattr(on_tensorflow, "_accelerators", lambda: "accelerators")
+    monkeypatch.setattr(tf.test.experimental, "sync_devices", lambda: waits.append("waited"))
+
+    make_step(tf.square, [tf.ones(3)], False)()
+
+    assert waits == ["waited"]
+
+
+@pytest.mark.parametrize(("has_onednn", "break_even"), [(False, 2.5), (True, 4.5)], ids=["Eigen", "oneDNN"])
+def test_the_rule_depends_on_the_library_that_convolves(monkeypatch, has_onednn, break_even):
+    monkeypatch.setattr(on_tensorflow, "threads", lambda: 1)
+    monkeypatch.setattr(on_tensorflow._pywrap_util_port, "IsMklEnabled", lambda: has_onednn)
+
+    assert on_tensorflow.break_even_reductions("dense", is_compiled=False)[32] == break_even
+    assert on_tensorflow.break_even_reductions("dense", is_compiled=True)[32] == 2.5

@@ -2,6 +2,7 @@
 
 from kernel_tying.patterns.channels import channel_blocks, per_filter
 from kernel_tying.patterns.distance import radial, rings
+from kernel_tying.patterns.equivariant import equivariant
 from kernel_tying.patterns.masks import cross, mask
 from kernel_tying.patterns.matrices import circulant, constant, free, toeplitz
 from kernel_tying.patterns.registry import named, names, register, ship
@@ -15,6 +16,7 @@ __all__ = [
     "constant",
     "cross",
     "dihedral",
+    "equivariant",
     "free",
     "from_symmetry",
     "mask",

@@ -1,4 +1,4 @@
-"""Patterns that pin positions to zero and leave the others free. `&` joins them with any tying."""
+"""Patterns that pin positions to zero and leave the others free. `&` combines them with any tying."""
 
 from __future__ import annotations
 
@@ -7,38 +7,43 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kernel_tying.errors import TyingError
-from kernel_tying.pattern import TyingPattern
-from kernel_tying.patterns.sizes import kernel_size, offsets
+from kernel_tying.errors import TyingError, abbreviate
+from kernel_tying.patterns.calls import recorded
+from kernel_tying.patterns.nesting import integers
+from kernel_tying.patterns.pattern import TyingPattern
+from kernel_tying.patterns.sizes import doubled_offsets, kernel_size
 
 
 def mask(array: ArrayLike) -> TyingPattern:
     """Returns the pattern of kernels that are zero wherever `array` is false or 0, and free elsewhere.
 
     Args:
-        array: booleans, or integers 0 and 1, in the shape of the kernel size.
+        array: booleans, or integers 0 and 1. Its shape is the kernel size.
 
     Raises:
-        TyingError: the array holds anything but booleans, or integers 0 and 1, or keeps no position.
+        TyingError: the array holds other values than booleans or the integers 0 and 1, or leaves no position free.
 
     >>> mask([[1, 0], [1, 1]])
     TyingPattern.parse('A./BC')
     """
     try:
-        keep = np.asarray(array)
-    except ValueError:
+        keep = integers(array)
+    except (ValueError, OverflowError, TypeError):
         keep = np.empty(0, object)
-    if keep.dtype.kind not in "biu" or not np.isin(keep, (0, 1)).all():
+    if keep.dtype.kind not in "biu" or (keep.size and (keep.min() < 0 or keep.max() > 1)):
         raise TyingError(
-            f"A mask is an array of booleans, or of integers 0 and 1. Received {array!r:.200}. Compare first: `array != 0`."
+            "A mask is an array of booleans, or of integers 0 and 1. "
+            f"Received {abbreviate(array)}. Compare first: `array != 0`."
         )
-    return TyingPattern(np.where(keep, np.arange(keep.size).reshape(keep.shape), -1))
+    numbers = np.cumsum(keep, dtype=np.int64).reshape(keep.shape) - 1
+    return TyingPattern(np.where(keep, numbers, -1))
 
 
+@recorded
 def cross(size: Sequence[int]) -> TyingPattern:
-    """Returns the pattern of kernels that are zero off the lines through the centre along the axes.
+    """Returns the pattern of kernels that are zero except on the lines through the centre that are parallel to an axis.
 
-    Along an axis of even size the centre is two positions wide.
+    Along an axis of even size, the centre is two positions wide.
 
     Raises:
         TyingError: a size that is no tuple of positive integers.
@@ -47,5 +52,5 @@ def cross(size: Sequence[int]) -> TyingPattern:
     TyingPattern.parse('.A./BCD/.E.')
     """
     sizes = kernel_size(size)
-    off_centre = (np.abs(offsets(sizes)) > 1).sum(axis=-1)
-    return mask(off_centre <= 1)
+    is_off_centre = np.abs(doubled_offsets(sizes)) > 1
+    return mask(is_off_centre.sum(axis=-1) <= 1)

@@ -1,21 +1,25 @@
-"""The names by which families of patterns are called for."""
+"""The registry of pattern families by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from kernel_tying.errors import TyingError, abbreviate
-from kernel_tying.pattern import TyingPattern
+from kernel_tying.errors import TyingError, abbreviate, did_you_mean
+from kernel_tying.patterns import options
+from kernel_tying.patterns.calls import as_builtin
+from kernel_tying.patterns.pattern import TyingPattern
 from kernel_tying.patterns.sizes import kernel_size
 
-Family = Callable[[tuple[int, ...]], TyingPattern]
+Family = Callable[..., TyingPattern]  # of a kernel size, a tuple of integers, and of options by name
 
 _families: dict[str, Family] = {}
 _shipped: set[str] = set()
 
 
 def ship(function: Family) -> None:
-    """Registers a family of this package under the name of its function, which it keeps."""
+    """Registers a family of this package under the name of its function, and reserves that name."""
     _families[function.__name__] = function
     _shipped.add(function.__name__)
 
@@ -23,16 +27,16 @@ def ship(function: Family) -> None:
 def register(name: str, function: Family) -> None:
     """Makes `function` usable by `name` wherever a family's name is accepted.
 
-    A model that was saved with a name needs the same registration before it is loaded. Registering a name of one's own
-    again replaces its function, as when a notebook cell is run twice.
+    Before you load a model saved with a name, register that name again. Registering your own name twice replaces its
+    function, as when a notebook cell is run again.
 
     Args:
-        name: a name that none of the package's own families has.
-        function: takes a kernel size, a tuple of integers, and returns a `TyingPattern` of that shape; it raises
-            `TyingError` for sizes for which the family is not defined.
+        name: a name that no family of this package has.
+        function: takes a kernel size, a tuple of integers, and returns a `TyingPattern` of that shape. It should raise
+            a `TyingError` for unsupported sizes.
 
     Raises:
-        TyingError: the name belongs to a family of this package, or `function` is no function.
+        TyingError: the name belongs to a family of this package, or `function` is not callable.
 
     Example:
 
@@ -44,7 +48,7 @@ def register(name: str, function: Family) -> None:
     """
     if not isinstance(name, str) or not name or not callable(function):
         raise TyingError(
-            f"A family is a function under a name. Received name={name!r}, function={function!r}. "
+            f"A family is a function under a name. Received name={abbreviate(name)}, function={abbreviate(function)}. "
             "Example: register('mine', mirror)."
         )
     if name in _shipped:
@@ -60,12 +64,18 @@ def names() -> list[str]:
 def named(name: str, size: tuple[int, ...]) -> TyingPattern:
     """Returns the pattern of the family `name` for the kernel size `size`.
 
+    Args:
+        name: the name of a family, perhaps with options in brackets.
+        size: kernel size.
+
     Raises:
-        TyingError: no family has that name, or the family is not defined for that size.
+        TyingError: no family has that name, it lacks an option, or it does not support that size.
+
+    >>> named("mirror(axis=0)", (3, 2))
+    TyingPattern.parse('AB/CD/AB')
     """
-    check_name(name)
-    sizes = kernel_size(size)
-    pattern = _families[name](sizes)
+    family, sizes = registered(name), kernel_size(size)
+    pattern = family(sizes, **_options(name))
     if not isinstance(pattern, TyingPattern) or pattern.shape != sizes:
         raise TyingError(
             "A family returns a pattern of the shape it is asked for. "
@@ -75,10 +85,72 @@ def named(name: str, size: tuple[int, ...]) -> TyingPattern:
     return pattern
 
 
+def registered(name: str) -> Family:
+    """Returns the function of the family `name`, without its options.
+
+    Raises:
+        TyingError: no family has that name, or it lacks an option.
+    """
+    check_name(name)
+    return _families[_family_name(name)]
+
+
 def check_name(name: str) -> None:
-    """Raises a `TyingError` unless a family has that name."""
-    if not isinstance(name, str) or name not in _families:
+    """Raises a `TyingError` unless `name` is the name of a family, perhaps with options that it has."""
+    family_name = _family_name(name) if isinstance(name, str) else ""
+    if family_name not in _families:
         raise TyingError(
             f"A string is the name of a family of patterns: {', '.join(names())}. Received {abbreviate(name)}. "
+            f"{did_you_mean(family_name, names())}"
             "Text notation goes through `TyingPattern.parse`, a family of your own through `patterns.register`."
         )
+    options.check(family_name, _options(name), _families[family_name])
+
+
+def name_of(family: object) -> str | None:
+    """Returns the name of a registered function with the options of a `functools.partial`; None for other objects.
+
+    Raises:
+        TyingError: a function of `patterns` that needs more than a size, or options that can't be written as text.
+
+    >>> from functools import partial
+    >>> from kernel_tying import patterns
+    >>> name_of(partial(patterns.mirror, axis=0))
+    'mirror(axis=0)'
+    """
+    name = next((name for name, function in _families.items() if function is family), None)
+    if name is not None or not callable(family):
+        return name
+    function, args, keywords = _parts(family)
+    name = next((name for name, registered in _families.items() if registered is function), None)
+    if name is None and not str(getattr(function, "__module__", "")).startswith(__package__):
+        return None
+    try:
+        if name is None or args:
+            raise TypeError
+        return options.write(name, {option: _literal(value) for option, value in keywords.items()})
+    except TypeError:
+        raise TyingError(
+            "A family is saved by its name and options, which are literals, so its function needs a size only. "
+            f"Received {abbreviate(family)}. Give the rest a name, `patterns.register('mine', ...)`, or pass a TyingPattern."
+        ) from None
+
+
+def _parts(family: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Returns the function inside a `functools.partial`, with the arguments that it holds."""
+    return (family.func, family.args, family.keywords) if isinstance(family, partial) else (family, (), {})
+
+
+def _literal(value: Any) -> Any:
+    """Returns an option as `repr` writes it for `options.parse`; raises a TypeError if it can't."""
+    return value if isinstance(value, (str, float)) else as_builtin(value)
+
+
+def _family_name(name: str) -> str:
+    """Returns `name` without options. A name may have brackets of its own."""
+    return name if name in _families else options.name_in(name)
+
+
+def _options(name: str) -> dict[str, Any]:
+    """Returns the options in `name`."""
+    return {} if name in _families else options.parse(name)

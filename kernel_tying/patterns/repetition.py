@@ -1,4 +1,4 @@
-"""Patterns that repeat values: equal blocks, and tiles of a small kernel."""
+"""Patterns that repeat values: constant blocks, and tiles of a small kernel."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from kernel_tying.errors import TyingError
-from kernel_tying.pattern import TyingPattern
+from kernel_tying.patterns.calls import recorded
+from kernel_tying.patterns.pattern import TyingPattern
 from kernel_tying.patterns.sizes import kernel_size, positive_integers
 
 
+@recorded
 def blocks(*lengths: Sequence[int]) -> TyingPattern:
-    """Returns the pattern of equal rectangular blocks: a small kernel with its rows and columns repeated.
+    """Returns the pattern of constant rectangular blocks: a small kernel whose rows and columns are repeated.
 
     Args:
-        *lengths: for each axis, the length of each block along it. The kernel size is the sum of the lengths.
+        *lengths: for each axis, the lengths of the blocks along it. Their sum is the kernel size.
 
     Raises:
-        TyingError: no lengths, or lengths that are no positive integers.
+        TyingError: no lengths, or lengths that are not positive integers.
 
     >>> blocks((2, 1, 2), (2, 1, 2))
     TyingPattern.parse('AABCC/AABCC/DDEFF/GGHII/GGHII')
@@ -29,27 +31,30 @@ def blocks(*lengths: Sequence[int]) -> TyingPattern:
             "`blocks` needs the lengths of the blocks along each axis. Received none. Example: blocks((2, 1, 2), (2, 1, 2))."
         )
     kernel_size([sum(along_axis) for along_axis in block_lengths])
-    free_labels = np.arange(np.prod([len(along_axis) for along_axis in block_lengths]))
-    block_of = np.ix_(*(np.repeat(np.arange(len(along_axis)), along_axis) for along_axis in block_lengths))
-    return TyingPattern(free_labels.reshape([len(along_axis) for along_axis in block_lengths])[block_of])
+    counts = [len(along_axis) for along_axis in block_lengths]
+    small_kernel = np.arange(np.prod(counts)).reshape(counts)
+    block_at = [np.repeat(np.arange(len(along_axis)), along_axis) for along_axis in block_lengths]
+    return TyingPattern(small_kernel[np.ix_(*block_at)])
 
 
+@recorded
 def tile(size: Sequence[int], repeats: Sequence[int]) -> TyingPattern:
-    """Returns the pattern of a kernel of `size` that is repeated `repeats` times along each axis.
+    """Returns the pattern of a small kernel of `size`, repeated `repeats` times along each axis.
 
     The kernel size is `size * repeats`, axis by axis.
 
     Raises:
-        TyingError: sizes that are no positive integers, or of different lengths.
+        TyingError: sizes or repeats that are not positive integers, or differ in number.
 
     >>> tile((1, 5), (5, 1))
     TyingPattern.parse('ABCDE/ABCDE/ABCDE/ABCDE/ABCDE')
     """
-    sizes, times = kernel_size(size), positive_integers(repeats, "repeats")
-    if len(sizes) != len(times):
+    sizes, counts = kernel_size(size), positive_integers(repeats, "repeats")
+    if len(sizes) != len(counts):
         raise TyingError(
-            f"`size` and `repeats` have one entry for each axis. Received size={sizes}, repeats={times}. "
+            f"`size` and `repeats` have one entry for each axis. Received size={sizes}, repeats={counts}. "
             "Repeat an axis once to leave it as it is."
         )
-    kernel_size([length * time for length, time in zip(sizes, times, strict=True)], "size * repeats")
-    return TyingPattern(np.tile(np.arange(np.prod(sizes)).reshape(sizes), times))
+    kernel_size([length * count for length, count in zip(sizes, counts, strict=True)], "size * repeats")
+    small_kernel = np.arange(np.prod(sizes)).reshape(sizes)
+    return TyingPattern(np.tile(small_kernel, counts))

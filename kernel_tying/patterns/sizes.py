@@ -1,7 +1,8 @@
-"""Checks of kernel sizes that the families share."""
+"""Shared checks of kernel sizes."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -9,18 +10,28 @@ from typing import Any
 import numpy as np
 
 from kernel_tying.errors import TyingError, abbreviate
-from kernel_tying.pattern import check_positions
+from kernel_tying.patterns.nesting import MAX_POSITIONS, MAX_RANK
 
 
 def kernel_size(size: int | Sequence[int], name: str = "size") -> tuple[int, ...]:
-    """Returns `size` as a tuple of positive integers, with not too many positions; a bare integer is one axis."""
+    """Returns `size` as a tuple of positive integers, with at most `MAX_POSITIONS` positions. An integer is one axis."""
     sizes = positive_integers(size, name)
     check_positions(sizes)
     return sizes
 
 
+def check_positions(shape: tuple[int, ...]) -> None:
+    """Raises a `TyingError` if a pattern of `shape` would take gigabytes."""
+    if len(shape) > MAX_RANK or math.prod(shape) > MAX_POSITIONS:
+        raise TyingError(
+            f"A pattern that is made from a size has at most {MAX_RANK} axes and {MAX_POSITIONS} positions. "
+            f"Received {abbreviate(shape)}. "
+            "Leave axes free, or pass arrays of labels to `TyingPattern` itself."
+        )
+
+
 def positive_integers(values: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """Returns `values` as a tuple of positive integers; a bare integer makes one of length 1."""
+    """Returns `values` as a tuple of positive integers. An integer makes a tuple of length 1."""
     lengths: Any = [values] if np.isscalar(values) else values
     try:
         sizes = tuple(operator.index(length) for length in lengths)
@@ -39,6 +50,6 @@ def square_size(size: Sequence[int], family: str, way_out: str) -> tuple[int, in
     return sizes
 
 
-def offsets(size: tuple[int, ...]) -> np.ndarray:
-    """Returns twice the offset of each position from the centre, integers of shape `(*size, len(size))`."""
+def doubled_offsets(size: tuple[int, ...]) -> np.ndarray:
+    """Returns twice the offset of each position from the centre, `(*size, len(size))`. It is an integer for even sizes too."""
     return 2 * np.moveaxis(np.indices(size), 0, -1) - (np.array(size) - 1)

@@ -4,8 +4,8 @@ import contextlib
 import os
 
 
-def set_threads(backend, threads):
-    """Lets a backend compute with a number of threads. Call it before the backend does anything."""
+def set_threads(backend, threads, first=0):
+    """Lets a backend compute with a number of threads, on cores from `first` on. Call it before the backend does anything."""
     if backend == "jax":
         os.environ["XLA_FLAGS"] = "" if threads > 1 else "--xla_cpu_multi_thread_eigen=false"
     elif backend.startswith("tensorflow"):
@@ -17,7 +17,7 @@ def set_threads(backend, threads):
         import torch
 
         torch.set_num_threads(threads)
-    os.sched_setaffinity(0, range(threads))
+    os.sched_setaffinity(0, range(first, first + threads))
 
 
 def compiled(way, function, donates=False):

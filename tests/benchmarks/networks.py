@@ -22,6 +22,27 @@ def residual_network(convolution, k):
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
+def resnet18(k):
+    """Returns a ResNet-18 with k x k convolutions in its basic blocks, for 64x64 images."""
+    inputs = keras.Input((64, 64, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(64, 3, padding="same")(inputs)))
+    for filters, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+        x = _basic_block(x, filters, k, stride)
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _basic_block(x, filters, k, stride):
+    shortcut = x if stride == 1 else layers.Conv2D(filters, 1, strides=stride)(x)
+    for own_stride, activation in ((stride, layers.ReLU()), (1, layers.Identity())):
+        x = activation(layers.BatchNormalization()(stock(filters, k, strides=own_stride)(x)))
+    return layers.ReLU()(layers.Add()([x, shortcut]))
+
+
+def plain_network(count, filters, k):
+    """Returns a network of nothing but k x k convolutions, of 8x8 images."""
+    return keras.Sequential([keras.Input((8, 8, filters)), *[stock(filters, k) for _ in range(count)]])
+
+
 def stock(filters, k, **options):
     """Returns a stock layer."""
     return layers.Conv2D(filters, k, padding="same", **options)

@@ -6,9 +6,9 @@ Each way of running is measured in a process of its own, with its threads pinned
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -16,13 +16,34 @@ import matplotlib
 matplotlib.use("Agg")
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 import matplotlib.pyplot as plt
+from machines import machine
 from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
 OUT = HERE.parent.parent / "out" / "bench"
 WAYS = ("jax", "tensorflow jit", "tensorflow", "torch")
-SECTIONS = ("convolutions", "special", "training", "projection", "roofline", "memory stock", "memory tied", "growth")
+SECTIONS = (
+    "convolutions",
+    "special",
+    "training",
+    "projection",
+    "eager",
+    "roofline",
+    "memory stock",
+    "memory tied",
+    "growth",
+    "dimensions",
+    "strides",
+    "torch.compile",
+    "equivariant",
+    "compile",
+)
+OF_TORCH = ("torch.compile", "equivariant")
+OF_ALL_THREADS = ("convolutions", "strides", "training", "roofline")
+COMPILED_NETWORKS = ("stock", "kernel", "auto", "group_sums")
+EQUIVARIANT = ("e2cnn", "e2cnn, full basis", "parameterization", "constraint", "stock Keras", "stock torch")  # see peers.py
+EQUIVARIANT_CASES = (4, 5, 8)  # those whose memory is measured: p4m with three layers, and the wide layer
 console = Console(width=150)
 
 
@@ -38,35 +59,49 @@ def main():
     for threads in chosen.threads:
         for way in chosen.ways:
             for section in chosen.sections:
-                if threads == min(chosen.threads) or section in ("convolutions", "training", "roofline"):
+                if section in OF_TORCH and way != "torch":
+                    continue
+                if section == "compile":
+                    results[section] += compile_times(way, threads) if threads == min(chosen.threads) else []
+                elif threads == min(chosen.threads) or section in OF_ALL_THREADS:
                     results[section] += measured(way, threads, section)
-                    (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
+                    if section == "equivariant":
+                        results[section] += equivariant_memory(threads)
+                (OUT / "bench.json").write_text(json.dumps({"machine": machine(), **results}, indent=1))
     report(results)
     for plot, section in ((plot_speed_up, "convolutions"), (plot_growth, "growth")):
         if results[section]:
             plot(results[section])
-    console.print(f"written to {OUT}")
+    console.print(f"measured on {machine()}; written to {OUT}")
 
 
-def measured(way, threads, section):
+def compile_times(way, threads):
+    """Returns the rows of compile times where XLA compiles, each measured in a process of its own."""
+    choices = product(("training", "forward"), COMPILED_NETWORKS) if way in ("jax", "tensorflow jit") else ()
+    return [row for choice in choices for row in measured(way, threads, "compile", *choice)]
+
+
+def equivariant_memory(threads):
+    """Returns the rows of the memory of equivariant networks, each measured in a process of its own."""
+    choices = product(("training", "inference"), map(str, EQUIVARIANT_CASES), EQUIVARIANT)
+    return [row for choice in choices for row in measured("torch", threads, "equivariant memory", *choice)]
+
+
+def measured(way, threads, section, *arguments):
     """Returns the rows of a section, measured in a process of its own."""
     file = OUT / "part.json"
     file.unlink(missing_ok=True)
-    console.print(f"[dim]{way}, {threads} threads: {section}[/]")
-    command = [sys.executable, str(HERE / "measure.py"), way, str(threads), section, str(file)]
+    console.print(f"[dim]{way}, {threads} threads: {', '.join((section, *arguments))}[/]")
+    command = [sys.executable, str(HERE / "measure.py"), way, str(threads), section, str(file), *arguments]
     # The C library gives freed memory back only with a threshold of its own: else peaks would not be seen.
-    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "131072"} if section.startswith("memory") else {})}
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    # Without oneDNN, TensorFlow counts memory in this allocator alone.
+    counted = {"MALLOC_MMAP_THRESHOLD_": "131072", "TF_CPU_ALLOCATOR_USE_BFC": "1"}
+    environment = {**kept, **(counted if "memory" in section else {})}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         console.print(done.stderr[-2000:], style="red", markup=False)
     return json.loads(file.read_text()) if file.exists() else []
-
-
-def machine():
-    """Returns what the numbers depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
 
 
 def table(title, columns, rows):
@@ -97,7 +132,12 @@ def report(results):
     """Prints all tables."""
     console.print(machine())
     columns = ("way", "threads", "case", "k^2/K", "limit", "forward", "forward + gradients", "auto", "rule")
-    for section, taps in (("convolutions", ()), ("special", ("forward_taps", "training_taps"))):
+    for section, taps in (
+        ("convolutions", ()),
+        ("dimensions", ()),
+        ("strides", ()),
+        ("special", ("forward_taps", "training_taps")),
+    ):
         table(
             f"{section}: tied convolution, times faster than the stock one with the expanded kernel (quartiles)",
             (*columns[:-2], *(name.replace("_", " by ") for name in taps), *columns[-2:]),
@@ -116,6 +156,14 @@ def report(results):
             ],
         )
     table(
+        "torch.compile: compiled group sums, times faster than the compiled stock layer (quartiles)",
+        ("case", "k^2/K", "forward", "forward + gradients"),
+        [
+            (row["case"], f"{row['saving']:.2f}", spread(row["forward"]), spread(row["training"]))
+            for row in results["torch.compile"]
+        ],
+    )
+    table(
         "training: time of a step of a small residual network, relative to the stock network (quartiles)",
         ("way", "threads", "network", "kernels", "time", "ms"),
         [
@@ -129,6 +177,15 @@ def report(results):
         [(row["way"], row["kernel"], f"{row['copies']:.1f}", f"{row['project_ms']:.1f}") for row in results["projection"]],
     )
     table(
+        "eager: time of calls and steps relative to stock layers, of projections to one gather of as many rows",
+        ("way", "what", "layers", "relative", "us"),
+        [
+            (row["way"], row["what"], name, f"{row['relative'][name]:.2f}", f"{micros:.0f}")
+            for row in results["eager"]
+            for name, micros in row["micros"].items()
+        ],
+    )
+    table(
         "roofline: products of matrices, and copies of memory",
         ("way", "what", "rate"),
         [(row["way"], row["what"], f"{row['rate']:.0f} {row['unit']}") for row in results["roofline"]],
@@ -137,6 +194,35 @@ def report(results):
         "memory: peak of training steps of the radial 7x7 network",
         ("way", "network", "MB"),
         [(row["way"], row["name"], f"{row['megabytes']:.0f}") for row in results["memory stock"] + results["memory tied"]],
+    )
+    stock = {(row["way"], row["what"]): row["seconds"] for row in results["compile"] if row["name"] == "stock"}
+    table(
+        "compile: a ResNet-18 with 5x5 dihedral kernels, the first step less the second, relative to the stock network",
+        ("way", "what", "kernels", "seconds", "relative"),
+        [
+            (*(row[key] for key in ("way", "what", "name")), f"{row['seconds']:.1f}", f"{row['seconds'] / base:.2f}")
+            for row in results["compile"]
+            if (base := stock.get((row["way"], row["what"])))
+        ],
+    )
+    equivariant = results["equivariant"]
+    table(
+        "equivariant: training steps and inference, times faster than e2cnn (quartiles)",
+        ("case", "what", "network", "free weights", "ms", "times faster"),
+        [
+            (*(row[key] for key in ("case", "what", "name", "free_weights")), f"{row['ms']:.1f}", spread(row["ratio"]))
+            for row in equivariant
+            if "ms" in row
+        ],
+    )
+    table(
+        "equivariant: peak memory beyond the built network",
+        ("case", "what", "network", "MB"),
+        [
+            (*(row[key] for key in ("case", "what", "name")), f"{row['megabytes']:.1f}")
+            for row in equivariant
+            if "megabytes" in row
+        ],
     )
 
 

@@ -96,6 +96,13 @@ def nested():
     return pooled(x, layers.Conv2D(3, 3, name="outer")(trunk(x)), layers.GlobalAveragePooling2D)
 
 
+def equivariant():
+    x = keras.Input((9, 9, 2), name="image")
+    h = layers.Conv2D(8, 3, name="lift")(x)
+    h = layers.BatchNormalization(name="norm")(h)
+    return pooled(x, layers.Conv2D(16, 3, strides=2, name="deep")(layers.ReLU(name="relu")(h)), layers.GlobalMaxPooling2D)
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Subclassed(keras.Model):
     def __init__(self, normalize=False, **kwargs):
@@ -118,6 +125,13 @@ def subclassed_with_norm():
     return subclassed(normalize=True)
 
 
+REGULAR = kt.patterns.constant((8,))
+P4M = {
+    "lift": {"kernel": kt.patterns.equivariant((3, 3), "p4m"), "bias": REGULAR},
+    "norm": {"gamma": REGULAR, "beta": REGULAR},
+    "deep": {"kernel": kt.patterns.equivariant((3, 3), "p4m", "regular", "regular"), "bias": REGULAR},
+    "head": {"kernel": kt.patterns.constant((8, 1))},
+}
 CELL = {"kernel": PAIRS[4, 12], "recurrent_kernel": PAIRS[3, 12]}
 TIES = {
     planes: {"same": "mirror", "strided": "mirror", "dilated": SIGNED},
@@ -132,6 +146,7 @@ TIES = {
     recurrent: {"lstm/lstm_cell": CELL, "gru/gru_cell": PAIRS[3, 12]},
     looped: {"lstm/lstm_cell": CELL, "gru/gru_cell": PAIRS[3, 12]},
     nested: "mirror",
+    equivariant: P4M,
     subclassed: "mirror",
     subclassed_with_norm: "mirror",
 }
@@ -162,7 +177,7 @@ def make(family, variant):
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* does not describe all tied layers")
-        model = kt.apply_tying(model, TIES[FAMILIES[family]], **VARIANTS[variant])
+        model = kt.apply_tying(model, TIES[FAMILIES[family]], init="project", **VARIANTS[variant])
     return kt.strip_tying(model) if variant == "stripped" else model
 
 

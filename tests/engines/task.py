@@ -66,3 +66,11 @@ def assert_as_on_one_device(found, mode, optimizer):
     assert all(np.abs(after - before).max() > ENOUGH for before, after in zip(start, expected, strict=True))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING)
+
+
+def assert_held_in_common(processes, mode, optimizer):
+    """Checks that two processes hold the same tied kernels, by the arrays that their workers have saved."""
+    first, second = ([process[f"{mode} {optimizer} kernel {index}"] for index in range(2)] for process in processes)
+    np.testing.assert_equal(second, first)
+    assert_tied_to_the_bit(first)
+    assert [float(process[f"{mode} {optimizer} error"]) for process in processes] == [0.0, 0.0]

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 from launch import free_ports, run_together
-from task import CASES, MODES, assert_as_on_one_device, assert_tied_to_the_bit, data, kernels, stock, tied
+from task import (
+    CASES,
+    MODES,
+    assert_as_on_one_device,
+    assert_held_in_common,
+    assert_tied_to_the_bit,
+    data,
+    kernels,
+    stock,
+    tied,
+)
 
 import kernel_tying as kt
 
@@ -34,11 +44,7 @@ def test_training_in_two_processes_equals_training_on_one_device(processes, mode
 
 @in_each_case
 def test_processes_hold_bit_equal_tied_kernels(processes, mode, optimizer):
-    first, second = ([process[f"{mode} {optimizer} kernel {index}"] for index in range(2)] for process in processes)
-
-    np.testing.assert_equal(second, first)
-    assert_tied_to_the_bit(first)
-    assert [float(process[f"{mode} {optimizer} error"]) for process in processes] == [0.0, 0.0]
+    assert_held_in_common(processes, mode, optimizer)
 
 
 def torch_step(model):

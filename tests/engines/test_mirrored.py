@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import images, make, subclassed, targets
+from support.models import images, make, subclassed, targets
 from task import (
     CASES,
     MODES,
@@ -131,3 +131,26 @@ def test_keep_tied_ties_moving_averages_on_every_replica(strategy):
 
     np.testing.assert_equal(second, first)
     assert_tied_to_the_bit(first)
+
+
+@in_both_modes
+def test_a_synchronized_tied_batch_normalization_pools_over_replicas_and_tied_groups(strategy, mode):
+    channels = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32") * 2 + np.arange(4)
+    pairs = kt.patterns.constant((2,))
+    with strategy.scope():
+        norm = keras.layers.BatchNormalization(momentum=0.0, synchronized=True, name="norm")
+        model = keras.Sequential([keras.Input((3, 4)), norm])
+        model = kt.apply_tying(model, {"norm": {"gamma": pairs, "beta": pairs}}, mode=mode)
+        model.compile("sgd", "mse")
+    model.fit(channels, channels, batch_size=8, verbose=0)
+
+    found = [keras.ops.convert_to_numpy(value) for value in (norm_of(model).moving_mean, norm_of(model).moving_variance)]
+
+    of_pair = [channels[..., :2], channels[..., 2:]]
+    expected = [np.repeat([statistic(pair) for pair in of_pair], 2) for statistic in (np.mean, np.var)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(*np.reshape(found, (-1, 2)).T)
+
+
+def norm_of(model):
+    return model.get_layer("norm")

@@ -1,0 +1,1 @@
+"""How one layer is tied: its kernels, their initializer, constraint and regularizer, and the convolution."""

@@ -1,0 +1,1 @@
+"""How reports are made and written."""

@@ -1,0 +1,1 @@
+"""What tests share, by name: `from support.oracles import dense_project`. `pythonpath` in `setup.cfg` makes that work."""
