@@ -110,10 +110,13 @@ class Network:
     reload: object = through_file
 
     def tie(self, model, patterns, mode):
-        """Returns the tied network; checks that exactly a network that its file does not describe draws a warning of it."""
+        """Returns the tied network, which convolves as the stock one does, to the bit.
+
+        Checks that exactly a network that its file does not describe draws a warning of it.
+        """
         is_described = self.reload is through_file
         with contextlib.nullcontext() if is_described else pytest.warns(UserWarning, match="does not describe"):
-            return kt.apply_tying(model, patterns, mode=mode)
+            return kt.apply_tying(model, patterns, mode=mode, convolution="kernel")
 
 
 APPLICATIONS = [
