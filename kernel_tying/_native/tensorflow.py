@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kernel_tying._native.keras_ops import is_faster_by_segments as is_faster_by_segments
 from kernel_tying._native.keras_ops import untraced as untraced
+from kernel_tying._native.keras_ops import with_indices as with_indices
 
 _MAX_TRACED = 2**12  # positions of a pattern whose operations are traced as one graph
 reshape, transpose, stack, unstack = tf.reshape, tf.transpose, tf.stack, tf.unstack
@@ -36,19 +38,9 @@ def as_one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(matrix, index)`, whose `index` is a `Gathering`, in the form that the backend runs fastest."""
-    return function
-
-
 def is_faster_by_rows(matrix: Any) -> bool:
     """Returns whether it is fastest to handle the rows of a small pattern one by one."""
     return True
-
-
-def is_faster_by_segments() -> bool:
-    """Returns whether one `segment_sum` is the fastest way to sum the members of all groups: not on this backend."""
-    return False
 
 
 def constant(array: np.ndarray, tensor: Any) -> Any:

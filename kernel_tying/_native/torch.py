@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernel_tying._native.keras_ops import is_faster_by_segments as is_faster_by_segments
+from kernel_tying._native.keras_ops import with_indices as with_indices
+
 # torch 2.9 cannot compile these operations for layers of several sizes ("cannot determine truth value of Relational").
 TRACES_ALL_SIZES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 _LONG_ROW = 2**13  # break-even: with longer rows, the memory of gathered rows costs more than one call per row
@@ -22,22 +25,12 @@ def as_one_operation(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if TRACES_ALL_SIZES else untraced(function)
 
 
-def with_indices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(matrix, index)`, whose `index` is a `Gathering`, in the form that the backend runs fastest."""
-    return function
-
-
 def is_faster_by_rows(matrix: Any) -> bool:
     """Returns whether it is fastest to handle the rows of a small pattern one by one."""
     jit: Any = torch.jit  # `is_tracing` is missing from torch's type stubs
     # Rows also keep index constants out of exported models. A tensor subclass means a trace or a sharded tensor.
     is_traced = torch.compiler.is_compiling() or jit.is_tracing() or type(matrix) is not torch.Tensor
     return is_traced or matrix.shape[1] >= _LONG_ROW
-
-
-def is_faster_by_segments() -> bool:
-    """Returns whether one `segment_sum` is the fastest way to sum the members of all groups: not on this backend."""
-    return False
 
 
 def constant(array: np.ndarray, tensor: Any) -> Any:
