@@ -12,7 +12,7 @@ ONE_BACKEND_ALONE = {f"test_{name}.py" for name in ("tensorflow", "jax", "torch"
 collect_ignore = sorted(ONE_BACKEND_ALONE - {f"test_{keras.backend.backend()}.py"})
 
 SUPPRESSED = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-EXAMPLES = {"jax": 4, "tensorflow": 8}.get(keras.backend.backend(), 15)  # both compile or trace again for each shape
+EXAMPLES = {"jax": 5, "tensorflow": 8}.get(keras.backend.backend(), 15)  # both compile or trace again for each shape
 settings.register_profile("dev", max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=SUPPRESSED)
 # For versions of dependencies: which names they have depends on few of the values.
 settings.register_profile("brief", settings.get_profile("dev"), max_examples=2)
